@@ -1,0 +1,38 @@
+"""The command line: one small file a verb; whatever is heavy is imported inside the verb that needs it."""
+
+import sys
+
+import typer
+
+from vitalk.errors import UserError
+
+from . import bench, compress, export, reproduce, see, systems, train
+
+app = typer.Typer(
+    name="vitalk",
+    help="Vision transformers that see, speech models that talk, small enough for the machine you have.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for verb in (see, compress, export, train, reproduce):
+    app.command(context_settings=getattr(verb, "CONTEXT", None))(getattr(verb, verb.__name__.rsplit(".", 1)[-1]))
+app.add_typer(systems.app, name="systems")
+app.add_typer(bench.app, name="bench")
+
+
+def main() -> None:
+    """Run the command line; bad input ends with one sentence on stderr and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"vitalk: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"vitalk: {error.strerror or error}{where}. Free space or choose another path.", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("vitalk: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,1 @@
+"""ONNX export and the runtime that needs no torch."""

@@ -1,0 +1,91 @@
+"""One ONNX file a model, which runs without vitalk and loses nothing on the way: preprocessing and labels go along."""
+
+import contextlib
+import copy
+import io
+import json
+import logging
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from vitalk.deploy.preprocess import Preprocess
+from vitalk.errors import UserError
+from vitalk.vision.quant import expose, fold_batch_norms
+from vitalk.vision.quant.export import TRANSLATIONS, check_exportable, fold_weights
+
+OPSET = 20
+AGREE = 2e-3  # relative distance between the file and torch; a rounding step of a quantizer may fall the other way
+
+
+def export_onnx(model: nn.Module, path: str | Path, preprocess: Preprocess, labels: list[str], name: str = "") -> Path:
+    """Write ``model`` (a timm model, a ``Trunk``, quantized or not) as ONNX.
+
+    Input "image" [batch, 3, height, width] float32, normalised; output "logits" [batch, classes]; any batch size.
+    The metadata ``vitalk.preprocess`` and ``vitalk.labels`` (JSON) say how pictures are prepared and what the
+    classes are called. The file is run against torch before it gets its name.
+
+    Raises UserError for weights that are not finite, a wrong number of labels, and a file that disagrees with torch.
+    """
+    path = Path(path)
+    for key, value in model.named_parameters():
+        if not value.isfinite().all():
+            raise UserError(f"the weight {key} holds NaN or infinite values; use an intact checkpoint")
+    check_exportable(model)
+    # Attention in the open, its three inputs split along the last axis, is the form that runtimes fuse.
+    opened = expose(fold_batch_norms(copy.deepcopy(model).eval()))
+    images = torch.randn(2, 3, *preprocess.size, generator=torch.Generator().manual_seed(0))
+    graph = fold_weights(_trace(opened, images))
+    if (classes := _classes(graph)) is not None and classes != len(labels):
+        raise UserError(f"the model has {classes} classes, but {len(labels)} labels were given")
+    onnx.helper.set_model_props(
+        graph,
+        {"vitalk.preprocess": preprocess.to_json(), "vitalk.labels": json.dumps(labels), "vitalk.model": name},
+    )
+    onnx.checker.check_model(graph)
+    unfinished = path.with_name(path.name + ".writing")
+    try:
+        onnx.save(graph, unfinished)
+        _compare(model, unfinished, images)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def _trace(model: nn.Module, images: Tensor) -> onnx.ModelProto:
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                model, (images,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), opset_version=OPSET,
+                input_names=["image"], output_names=["logits"], custom_translation_table=TRANSLATIONS, verbose=False,
+            )  # fmt: skip
+    finally:
+        log.setLevel(level)
+    return program.model_proto
+
+
+def _classes(graph: onnx.ModelProto) -> int | None:
+    dims = graph.graph.output[0].type.tensor_type.shape.dim
+    return dims[-1].dim_value or None if dims else None
+
+
+def _compare(model: nn.Module, file: Path, images: Tensor) -> None:
+    from vitalk.deploy.runtime import open_engine
+
+    with torch.inference_mode():
+        expected = model.eval()(images).numpy()
+    got = open_engine(file)(images.numpy())
+    distance = float(np.linalg.norm(got - expected) / max(np.linalg.norm(expected), 1e-12))
+    rounding = any(True for m in model.modules() if hasattr(m, "weight_quantizer"))
+    if distance > (0.05 if rounding else AGREE) or not np.isfinite(distance):
+        raise UserError(f"the exported file differs from torch by {distance:.2g} (relative); please report this model")

@@ -1,0 +1,36 @@
+"""Files that are whole or absent."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from vitalk.errors import UserError
+
+
+class staging:
+    """A folder beside ``target`` whose files move into it when all went well, and vanish otherwise."""
+
+    def __init__(self, target: Path):
+        self.target = target
+
+    def __enter__(self) -> Path:
+        try:
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            self.folder = Path(tempfile.mkdtemp(prefix=f".{self.target.name}.", dir=self.target.parent))
+            if self.target.exists() and not (self.target.is_dir() and os.access(self.target, os.W_OK)):
+                shutil.rmtree(self.folder)
+                raise UserError(f"{self.target} cannot be written to; choose another folder with -o")
+        except OSError as error:
+            raise UserError(
+                f"{self.target} cannot be written to ({error.strerror}); choose another folder with -o"
+            ) from None
+        return self.folder
+
+    def __exit__(self, kind: type | None, *_: Any) -> None:
+        if kind is None:
+            self.target.mkdir(exist_ok=True)
+            for file in self.folder.iterdir():
+                os.replace(file, self.target / file.name)
+        shutil.rmtree(self.folder, ignore_errors=True)

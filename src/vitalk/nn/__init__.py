@@ -1,0 +1,1 @@
+"""Parts that sight and speech share."""

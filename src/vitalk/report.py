@@ -1,0 +1,122 @@
+"""The tables of the README, generated from the catalog and from ``results``: ``python -m vitalk.report``.
+
+A table stands between ``<!-- vitalk:NAME -->`` and ``<!-- /vitalk -->``; what is between them is replaced.
+"""
+
+import json
+import re
+from itertools import groupby
+from typing import Any
+
+from vitalk import measurement
+from vitalk.catalog import STATUSES, SYSTEMS, System, status
+from vitalk.errors import UserError
+
+_BLOCK = re.compile(r"(<!-- vitalk:(\w+) -->\n).*?(<!-- /vitalk -->)", re.DOTALL)
+
+
+def fill(text: str) -> str:
+    """``text`` with every marked table renewed. Raises UserError for a marker that names no table."""
+
+    def renew(match: re.Match[str]) -> str:
+        head, name, tail = match.groups()
+        if name not in TABLES:
+            raise UserError(f"there is no table {name!r}; the tables are {', '.join(TABLES)}")
+        return f"{head}\n{TABLES[name]()}\n\n{tail}"
+
+    return _BLOCK.sub(renew, text)
+
+
+def systems_table() -> str:
+    """How many systems there are of each status, and which."""
+    state = {system.slug: status(system) for system in SYSTEMS}
+    works, reproduced = (sum(s in kinds for s in state.values()) for kinds in (STATUSES[1:], STATUSES[2:]))
+    rows = []
+    for shelf, systems in groupby(SYSTEMS, key=lambda system: system.shelf):
+        members = list(systems)
+        here = [
+            _link(s) + (" ✓" if state[s.slug] == "reproduced" else "") for s in members if state[s.slug] != "planned"
+        ]
+        rows.append([shelf, ", ".join(here), ", ".join(_link(s) for s in members if state[s.slug] == "planned")])
+    summary = f"{works} of {len(SYSTEMS)} systems work; {reproduced} of them bear out their paper's claim here (✓)."
+    return f"{summary}\n\n{_markdown(['family', 'works', 'planned'], rows)}"
+
+
+def reproduction_table() -> str:
+    """Every measured system: the paper's claim and figure, ours, the verdict, and how to repeat it."""
+    rows = []
+    for system in SYSTEMS:
+        if (m := measurement.find(system.slug)) is not None:
+            cells = [_link(system), m.claim, m.published, m.measured, m.baseline, m.verdict]
+            rows.append([*cells, f"`{m.command}` ({m.seconds / 60:.0f} min)"])
+    if not rows:
+        return "Nothing measured yet: `vitalk reproduce SLUG`."
+    return _markdown(["system", "claim", "published", "measured", "baseline", "verdict", "command"], rows)
+
+
+def record_table(name: str, command: str) -> str:
+    """The table of ``results/<name>.json``, written by ``command``: its ``rows``, or else its own scalar fields."""
+    path = measurement.results_dir() / f"{name}.json"
+    if not path.is_file():
+        return f"Not measured yet: `{command}`."
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if "rows" in record:
+        keys = list(dict.fromkeys(key for row in record["rows"] for key in row))
+        header, rows = (
+            [_title(key) for key in keys],
+            [[_cell(key, row.get(key)) for key in keys] for row in record["rows"]],
+        )
+    else:
+        scalars = {
+            k: v for k, v in record.items() if k not in ("machine", "command") and not isinstance(v, dict | list)
+        }
+        header, rows = ["figure", "value"], [[_title(key), _cell(key, value)] for key, value in scalars.items()]
+    where = f" on {record['machine']}" if record.get("machine") else ""
+    return f"{_markdown(header, rows)}\n\nMeasured by `{record.get('command') or command}`{where}."
+
+
+TABLES = {
+    "systems": systems_table,
+    "reproductions": reproduction_table,
+    "bench": lambda: record_table("bench_vision", "vitalk bench vision"),
+    "eye": lambda: record_table("eye", "vitalk train recipes/eye/eye.yaml --preset cpu"),
+}
+
+
+def _link(system: System) -> str:
+    return f"[{system.slug}]({system.url})"
+
+
+def _title(key: str) -> str:
+    return key.replace("_", " ")
+
+
+def _cell(key: str, value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, float):
+        return str(value)
+    if key.endswith("fraction"):
+        return f"{value:.0%}"
+    text = f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{text}×" if key.startswith("ratio") else text
+
+
+def _markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines
+    )
+
+
+def main() -> None:
+    """Renew the tables of the checkout's README."""
+    root = measurement.checkout()
+    if root is None:
+        raise SystemExit("vitalk: the README is in the checkout; run `make tables` there")
+    readme = root / "README.md"
+    measurement.write_whole(readme, fill(readme.read_text(encoding="utf-8")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""RepQ-ViT: which quantizer sits where, and the calibration procedure."""
+
+import copy
+import re
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from vitalk.errors import UserError
+from vitalk.vision.quant import (
+    Log2Quantizer,
+    LogSqrt2Quantizer,
+    QuantConv2d,
+    QuantLinear,
+    QuantMatMul,
+    Quantizer,
+    UniformQuantizer,
+    calibrate,
+    expose,
+    find_pairs,
+    fold,
+    fold_batch_norms,
+    sites,
+)
+from vitalk.vision.quant.calibrate import check
+
+Attention = Literal["log-sqrt2", "log2", "uniform", "float"]
+NormInputs = Literal["reparameterized", "channel", "tensor"]
+IMAGE_BITS = 8
+SOFTMAX: dict[str, type[Quantizer]] = {
+    "log-sqrt2": LogSqrt2Quantizer,
+    "log2": Log2Quantizer,
+    "uniform": UniformQuantizer,
+}
+
+
+def repq_vit(
+    model: nn.Module,
+    images: Tensor,
+    weight_bits: int = 8,
+    act_bits: int = 8,
+    attention: Attention = "log-sqrt2",
+    integer: bool = True,
+    norm_inputs: NormInputs = "reparameterized",
+    progress: bool = False,
+) -> nn.Module:
+    """A copy of ``model``, quantized (fake quantization, eval mode): any timm ViT, DeiT or Swin, or a ``Trunk``.
+
+    images: calibration pictures [count, channels, height, width], normalised as in training; the paper takes 32.
+    weight_bits, act_bits: 2 to 8; the pictures themselves always have 8. ``parse_bits("w4a4")`` reads both.
+    attention: quantizer of the attention probabilities; "float" leaves both attention products in float, and
+    timm's fused kernel in place (deployment: they are some 7 % of the work and gain nothing as int8 on x86).
+    integer: symmetric weights and whole zero points, which runtimes have fast kernels for; False is the paper's
+    protocol, asymmetric weights and a real-valued common zero point, which cannot be exported.
+    norm_inputs: how inputs behind a LayerNorm are quantized; "channel" (before the reparameterization) and
+    "tensor" (without it) are the paper's ablation.
+    progress: show a progress bar.
+
+    Raises UserError for bits, pictures, weights and attention that cannot be.
+    """
+    check(model, images)
+    with torch.inference_mode(False):
+        images = images.detach().clone()
+        model = skeleton(model, weight_bits, act_bits, attention, integer)
+        pairs = [] if norm_inputs == "tensor" else find_pairs(model, images[:1])
+        for _, linears in pairs:
+            for linear in linears:
+                linear.input_quantizer = UniformQuantizer(act_bits, axis=-1, covers_zero=False)
+        calibrate(model, images, progress)
+        if norm_inputs == "reparameterized":
+            for norm, linears in pairs:
+                fold(norm, linears, integer)
+    return model
+
+
+def restore(
+    model: nn.Module,
+    state: dict[str, Tensor],
+    weight_bits: int = 8,
+    act_bits: int = 8,
+    attention: Attention = "log-sqrt2",
+    integer: bool = True,
+) -> nn.Module:
+    """The quantized model whose ``state_dict()`` is ``state``, on the architecture of the float ``model``.
+
+    The other arguments must be those of the ``repq_vit`` call. Raises UserError where the state does not fit.
+    """
+    quantized = skeleton(model, weight_bits, act_bits, attention, integer)
+    for name, site in sites(quantized).items():
+        created = state.get(f"{name}.bias")
+        if isinstance(site, QuantLinear) and site.bias is None and created is not None:
+            site.bias = nn.Parameter(torch.empty_like(created))
+    try:
+        quantized.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"the saved state is of another model or other settings: {error}") from None
+    return quantized
+
+
+def skeleton(
+    model: nn.Module, weight_bits: int, act_bits: int, attention: Attention = "log-sqrt2", integer: bool = True
+) -> nn.Module:
+    """A copy of ``model`` with all quantizers in place, none of them fitted."""
+    for name, bits in (("weight_bits", weight_bits), ("act_bits", act_bits)):
+        if bits not in range(2, 9):
+            raise UserError(f"{name} must be 2 to 8, got {bits}")
+    if attention not in get_args(Attention):
+        raise UserError(f"attention must be one of {', '.join(get_args(Attention))}, got {attention}")
+    model = expose(fold_batch_norms(copy.deepcopy(model).eval()), attention=attention != "float")
+    first = True
+    for site in sites(model).values():
+        if isinstance(site, QuantMatMul):
+            site.left_quantizer, site.right_quantizer = UniformQuantizer(act_bits), UniformQuantizer(act_bits)
+            continue
+        site.weight_quantizer = UniformQuantizer(weight_bits, axis=0, symmetric=integer)
+        bits = IMAGE_BITS if first and isinstance(site, QuantConv2d) else act_bits
+        site.input_quantizer = UniformQuantizer(bits)
+        first = False
+    for module in model.modules():
+        if isinstance(product := getattr(module, "matmul2", None), QuantMatMul):
+            product.left_quantizer = SOFTMAX[attention](act_bits)
+    return model
+
+
+def parse_bits(text: str) -> tuple[int, int]:
+    """(weight_bits, act_bits) of a string such as "w4a8"; UserError for any other."""
+    found = re.fullmatch(r"w([2-8])a([2-8])", text.lower())
+    if not found:
+        raise UserError(f"bits are written like w8a8 or w4a4, each from 2 to 8, got {text}")
+    return int(found[1]), int(found[2])

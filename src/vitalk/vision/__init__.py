@@ -1,0 +1,1 @@
+"""Images, token sets, quantization, cost accounting and the classifier that trains."""

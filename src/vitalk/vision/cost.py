@@ -1,0 +1,162 @@
+"""What a model costs: parameters, multiply-accumulates a layer, time, memory and file size."""
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitalk.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+# A child inherits its parent's high-water mark on Linux, so a bare interpreter stands in between.
+WATCH = """
+import resource, subprocess, sys
+with open(sys.argv[1], "w") as report:
+    done = subprocess.run(sys.argv[2:])
+    report.write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+sys.exit(done.returncode)
+"""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one forward pass takes, whatever the machine.
+
+    params: number of parameters, each counted once. macs: multiply-accumulates of matrix products and
+    convolutions. layers: the same by module name; products between activations (attention, fusing) are booked on
+    the module whose part follows them, so ``blocks.3.attn`` holds the two products of block 3's attention.
+    """
+
+    params: int
+    macs: int
+    layers: dict[str, int]
+
+
+def count(model: "nn.Module", image: "Tensor") -> Cost:
+    """The cost of ``model(image)`` in eval mode; token counts may change from block to block.
+
+    image: [batch, channels, height, width]; the MACs are those of the whole batch. torch counts, two operations a
+    MAC; the fused attention kernel is included, and selecting tokens (top-k, gather) is free, as is usual.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter, layers, booked = FlopCounterMode(display=False), {}, 0
+
+    def book(name: str) -> None:
+        nonlocal booked
+        total = counter.get_total_flops() // 2
+        if total > booked:
+            layers[name] = layers.get(name, 0) + total - booked
+        booked = total
+
+    hooks = []
+    for name, module in model.named_modules():
+        if not any(True for _ in module.children()):
+            parent = name.rpartition(".")[0]
+            hooks.append(module.register_forward_pre_hook(lambda *_, name=parent: book(name)))
+            hooks.append(module.register_forward_hook(lambda *_, name=name: book(name)))
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode(), counter:
+            model(image)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    book("")
+    return Cost(sum(p.numel() for p in model.parameters()), booked, layers)
+
+
+def latencies(
+    runs: dict[str, Callable[[], object]], warmup: int = 3, repeats: int = 10, seconds: float = float("inf")
+) -> dict[str, float]:
+    """Median seconds of each of several calls, taken in turns so that a machine that drifts is fair to all.
+
+    warmup, repeats: rounds before and while the clock counts; after ``seconds`` no new round begins, but two are run.
+    """
+    for _ in range(warmup):
+        for run in runs.values():
+            run()
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    end = time.perf_counter() + seconds
+    for done in range(repeats):
+        if done >= 2 and time.perf_counter() > end:
+            break
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            taken[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def latency(run: Callable[[], object], warmup: int = 3, repeats: int = 10) -> float:
+    """Median seconds that ``run()`` takes after a warm-up."""
+    return latencies({"": run}, warmup, repeats)[""]
+
+
+def model_latency(
+    model: "nn.Module",
+    image_size: tuple[int, int, int] = (3, 224, 224),
+    batches: Sequence[int] = (1, 16),
+    **timing: Any,
+) -> dict[int, float]:
+    """Batch size -> median seconds of a forward pass in eval mode on random pictures.
+
+    image_size: channels, height, width. timing: ``warmup`` and ``repeats`` of ``latency``.
+    """
+    import torch
+
+    first = next(model.parameters())
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            pictures = {n: torch.randn(n, *image_size, device=first.device, dtype=first.dtype) for n in batches}
+            return {n: latency(lambda x=x: _finished(model(x)), **timing) for n, x in pictures.items()}
+    finally:
+        model.train(training)
+
+
+def peak_memory(command: Sequence[str]) -> int:
+    """Largest resident size of a command, bytes: the most physical memory that it held at any time.
+
+    Run it fresh, for instance ``[sys.executable, "-c", "..."]``: a process never gives its own peak back.
+    Raises UserError where the command fails.
+    """
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "peak"
+        watched = [sys.executable, "-I", "-S", "-c", WATCH, str(report), *map(str, command)]
+        done = subprocess.run(watched, capture_output=True, text=True)
+        if done.returncode:
+            said = done.stderr.strip().splitlines()
+            raise UserError(f"{' '.join(map(str, command))[:200]} failed: {said[-1] if said else done.returncode}")
+        peak = int(report.read_text())
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts kibibytes
+
+
+def file_size(path: str | os.PathLike[str]) -> int:
+    """Bytes of a file, or of all files in a folder. Raises UserError where there is none."""
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"there is no file at {path}")
+    return sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if path.is_dir() else path.stat().st_size
+
+
+def _finished(output: "Tensor") -> "Tensor":
+    """The output once the device has computed it; graphics processors answer before they are done."""
+    if output.is_cuda:
+        import torch
+
+        torch.cuda.synchronize(output.device)
+    return output

@@ -1,0 +1,153 @@
+"""Scale reparameterization: channel-wise quantizers behind LayerNorm, folded into it and into the next layer."""
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .quantizers import UniformQuantizer
+from .sites import QuantLinear, switched_off
+
+DEAD = 1e-3  # channels whose scale is below this share of the mean are quantized as if it were this share (chosen)
+TOKEN_MOVES = {  # padding is among them since Swin pads by nothing; real padding shows as wrong channel numbers
+    f"{name}Backward0"
+    for name in (
+        "View",
+        "UnsafeView",
+        "_ReshapeAlias",
+        "Alias",
+        "Clone",
+        "Permute",
+        "Transpose",
+        "Roll",
+        "ConstantPadNd",
+    )
+}
+
+Pair = tuple[nn.LayerNorm, list[QuantLinear]]
+
+
+def find_pairs(model: nn.Module, image: Tensor) -> list[Pair]:
+    """The LayerNorms of ``model`` whose output goes into linear sites and nowhere else, with those sites.
+
+    Found by data flow, not by name: in one pass over ``image`` [1, channels, height, width] every LayerNorm puts
+    out the numbers of its channels; a site that receives just these in order, over moves of whole tokens at most,
+    is fed by it, and the autograd graph tells whether anything else is. (Ours; the official code matches names.)
+    In ViTs these are norm1 -> qkv and norm2 -> fc1, in Swin the LayerNorm of each downsampling too. Where padding,
+    pooling or a residual stands between, there is no pair.
+    """
+    probe = _Probe()
+    handles = []
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm) and module.weight is not None and module.bias is not None:
+            handles.append(module.register_forward_hook(probe.number_channels))
+        elif isinstance(module, QuantLinear):
+            handles.append(module.register_forward_pre_hook(probe.mark_input))
+    try:
+        with switched_off(model), torch.enable_grad():
+            out = model(image.detach().clone().requires_grad_())
+    finally:
+        for handle in handles:
+            handle.remove()
+    return probe.pairs(out)
+
+
+class _Probe:
+    def __init__(self) -> None:
+        self.norms: dict[Any, nn.LayerNorm] = {}  # by the graph node of their output
+        self.inputs: dict[Any, QuantLinear] = {}  # by the graph node of their marked input
+        self.calls: dict[nn.Module, int] = defaultdict(int)
+
+    def number_channels(self, norm: nn.LayerNorm, _: Any, out: Tensor) -> Tensor:
+        self.calls[norm] += 1
+        numbered = out.clamp(0, 0) + _numbers(out)
+        self.norms[numbered.grad_fn] = norm
+        return numbered
+
+    def mark_input(self, site: QuantLinear, args: tuple[Tensor]) -> tuple[Tensor] | None:
+        self.calls[site] += 1
+        if not torch.equal(args[0], _numbers(args[0]).expand_as(args[0])):
+            return None
+        marked = args[0].view_as(args[0])
+        self.inputs[marked.grad_fn] = site
+        return (marked,)
+
+    def pairs(self, out: Tensor) -> list[Pair]:
+        users = _users(out.grad_fn)
+        found = []
+        for node, norm in self.norms.items():
+            reached = self._sites_behind(node, users)
+            if reached and all(self.calls[module] == 1 for module in [norm, *reached]):
+                found.append((norm, reached))
+        return found
+
+    def _sites_behind(self, node: Any, users: dict[Any, list[Any]]) -> list[QuantLinear]:
+        reached, open_nodes = [], list(users[node])
+        while open_nodes:
+            user = open_nodes.pop()
+            if user in self.inputs:
+                reached.append(self.inputs[user])
+            elif user.name() in TOKEN_MOVES:
+                open_nodes += users[user]
+            else:
+                return []
+        return reached
+
+
+def _numbers(x: Tensor) -> Tensor:
+    return torch.arange(1, x.shape[-1] + 1, device=x.device, dtype=x.dtype)
+
+
+def _users(last: Any) -> dict[Any, list[Any]]:
+    users: dict[Any, list[Any]] = defaultdict(list)
+    open_nodes, seen = [last], {last}
+    while open_nodes:
+        node = open_nodes.pop()
+        for source, _ in node.next_functions:
+            if source is None:
+                continue
+            users[source].append(node)
+            if source not in seen:
+                seen.add(source)
+                open_nodes.append(source)
+    return users
+
+
+@torch.no_grad()
+def fold(norm: nn.LayerNorm, linears: list[QuantLinear], integer: bool = True) -> None:
+    """Turn the channel-wise input quantizers of ``linears`` into one per tensor (arXiv 2212.08254).
+
+    The ratios of scales and zero points go into the weights of ``norm``, their inverse into those of ``linears``,
+    whose float output stays what it was; a bias is created where there was none. Weight quantizers are fitted anew.
+    integer: round the common zero point into the code range; any value gives the same float network, but with a
+    whole one, as runtimes demand, the rewritten pair also rounds exactly as the channel-wise quantizer did. The
+    paper's code keeps the mean as it is.
+    """
+    wide = linears[0].input_quantizer
+    scale, zero_point = lifted(wide.scale, wide.zero_point)
+    common_scale, common_zero = scale.mean(), zero_point.mean()
+    if integer:
+        common_zero = common_zero.round().clamp(wide.low, wide.high)
+    ratio = scale / common_scale
+    shift = (common_zero - zero_point) * common_scale
+    norm.weight.div_(ratio)
+    norm.bias.div_(ratio).sub_(shift)
+    for linear in linears:
+        linear.weight.mul_(ratio)
+        moved = linear.weight @ shift
+        linear.bias = nn.Parameter(moved if linear.bias is None else linear.bias + moved)
+        narrow = UniformQuantizer(wide.bits)
+        narrow.scale, narrow.zero_point, narrow.enabled = common_scale, common_zero, linear.input_quantizer.enabled
+        linear.input_quantizer = narrow
+        if linear.weight_quantizer is not None:
+            linear.weight_quantizer.fit(linear.weight)
+
+
+def lifted(scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor]:
+    """Channel scales [channels] with those of dead channels lifted to a share of the mean, and zero points to match.
+
+    Dividing by a scale near zero would blow up the folded LayerNorm.
+    """
+    safe = scale.clamp_min(DEAD * scale.mean())
+    return safe, torch.where(safe > scale, (zero_point * scale / safe).round(), zero_point)

@@ -1,0 +1,277 @@
+"""Token sets, and the trunk that carries them through a vision transformer block by block."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Attention
+from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import checkpoint_filter_fn as timm_filter
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vitalk.errors import UserError
+from vitalk.nn.attention import SiteAttention, split_heads
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens between two blocks.
+
+    features: [batch, tokens, dim], prefix tokens (class, distillation, registers) first.
+    size: [batch, tokens], how many patches each token stands for; None where all stand for one.
+    source: [batch, tokens, patches], the weight of each original patch in each token; None unless traced.
+    """
+
+    features: Tensor
+    size: Tensor | None = None
+    source: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What a block's attention shows to the reducer that asked for it (see ``TokenReducer.needs``).
+
+    keys: [batch, heads, tokens, head_dim], after the key norm.
+    class_attention: [batch, tokens], the class token's attention row, averaged over heads.
+    attention: [batch, heads, tokens, tokens], the whole map; asking for it gives up the fused kernel.
+    """
+
+    keys: Tensor | None = None
+    class_attention: Tensor | None = None
+    attention: Tensor | None = None
+
+
+class TokenReducer(nn.Module):
+    """Maps the tokens that leave a block's attention to the fewer tokens that enter its MLP; this one keeps all.
+
+    needs: names of the ``Attended`` fields that ``forward`` reads. It is looked up in every forward pass, so a
+    reducer that is switched off asks for nothing and its block costs what a plain one costs.
+    """
+
+    needs: frozenset[str] = frozenset()
+
+    def forward(self, tokens: Tokens, seen: Attended) -> Tokens:
+        """The tokens that go on, prefix tokens first and unchanged."""
+        return tokens
+
+
+class Trunk(nn.Module):
+    """A timm VisionTransformer, run in the open, with one reducer a block; itself a timm backbone.
+
+    The wrapped model stays as it is: with reducers that reduce nothing the logits are the model's bit for bit,
+    and the state dict has the model's own keys (plus ``reducers.*`` where reducers hold weights), so checkpoints
+    of one load into the other. There is no ``feature_info``: reduced tokens have left the grid.
+
+    vit: the model, of any size, prefix tokens and patch embedding; only blocks of the plain pre-norm form are run.
+    reducers: as many as blocks.
+    trace: keep ``Tokens.source`` up to date (for pictures of what became of the patches; see ``survivors``).
+
+    Raises UserError for models that do not have this form.
+    """
+
+    def __init__(self, vit: VisionTransformer, reducers: Sequence[TokenReducer], trace: bool = False):
+        super().__init__()
+        require_plain(vit)
+        if len(reducers) != len(vit.blocks):
+            raise UserError(f"{len(vit.blocks)} blocks need as many reducers, got {len(reducers)}")
+        self.vit = vit
+        self.reducers = nn.ModuleList(reducers)
+        self.trace = trace
+        self.register_state_dict_post_hook(_drop_prefix)
+        self.register_load_state_dict_pre_hook(_add_prefix)
+
+    def forward_tokens(self, images: Tensor) -> Tokens:
+        """images [batch, channels, height, width] -> the final, normalised tokens with their sizes and sources."""
+        vit = self.vit
+        x = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
+        tokens = Tokens(x, source=self._identity_source(x) if self.trace else None)
+        for block, reducer in zip(vit.blocks, self.reducers, strict=True):
+            if vit.grad_checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(run_block, block, reducer, tokens, use_reentrant=False)
+            else:
+                tokens = run_block(block, reducer, tokens)
+        return replace(tokens, features=vit.norm(tokens.features))
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """images [batch, channels, height, width] -> normalised features [batch, tokens, dim], prefix first."""
+        return self.forward_tokens(images).features
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Features [batch, tokens, dim] -> logits [batch, classes], or the pooled features before the head."""
+        return self.vit.forward_head(features, pre_logits=pre_logits)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images [batch, channels, height, width] -> logits [batch, classes]."""
+        return self.forward_head(self.forward_features(images))
+
+    def _identity_source(self, x: Tensor) -> Tensor:
+        prefix = self.vit.num_prefix_tokens
+        source = torch.eye(x.shape[1] - prefix, device=x.device, dtype=x.dtype)
+        return F.pad(source, (0, 0, prefix, 0)).expand(x.shape[0], -1, -1)
+
+    # What timm's tools and the training code ask of a backbone.
+
+    @property
+    def num_classes(self) -> int:
+        """Width of the logits."""
+        return self.vit.num_classes
+
+    @property
+    def num_features(self) -> int:
+        """Width of the tokens."""
+        return self.vit.num_features
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Width of the pooled features that the head sees."""
+        return self.vit.head_hidden_size
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Leading tokens that are no patches."""
+        return self.vit.num_prefix_tokens
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any] | None:
+        """The wrapped model's preprocessing and origin, as timm keeps them."""
+        return getattr(self.vit, "pretrained_cfg", None)
+
+    @property
+    def default_cfg(self) -> dict[str, Any] | None:
+        """timm's older name of ``pretrained_cfg``."""
+        return self.pretrained_cfg
+
+    def get_classifier(self) -> nn.Module:
+        """The head."""
+        return self.vit.get_classifier()
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new head for ``num_classes`` classes, 0 for none."""
+        self.vit.reset_classifier(num_classes, global_pool)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade compute for memory in training: each block is run again in the backward pass."""
+        self.vit.set_grad_checkpointing(enable)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay leaves alone."""
+        return {f"vit.{name}" for name in self.vit.no_weight_decay()}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns of parameter names by depth, for layer-wise learning rates."""
+        return _inside_vit(self.vit.group_matcher(coarse))
+
+    @staticmethod
+    def checkpoint_filter_fn(state_dict: dict[str, Any], model: "Trunk") -> dict[str, Tensor]:
+        """An official or timm checkpoint -> the trunk's own state dict.
+
+        Takes the weights out of {"model": ...} or {"state_dict": ...}, drops "module." prefixes, and resizes patch
+        and position embeddings to the model's grid; bicubically, without antialiasing, as DeiT and EViT do.
+        """
+        state_dict = state_dict.get("model", state_dict)
+        state_dict = state_dict.get("state_dict", state_dict)
+        state_dict = {key.removeprefix("module.").removeprefix("vit."): value for key, value in state_dict.items()}
+        own = getattr(model.vit, "checkpoint_filter_fn", None)
+        return own(state_dict, model.vit) if own else timm_filter(state_dict, model.vit, True, antialias=False)
+
+
+def require_plain(vit: nn.Module) -> None:
+    """Raise UserError unless ``vit`` is a timm VisionTransformer (or subclass) of the form that ``Trunk`` runs."""
+    if not isinstance(vit, VisionTransformer):
+        raise UserError(f"{type(vit).__name__} is no timm VisionTransformer; choose a vit_*, deit* or t2t_vit_* model")
+    if type(vit).forward_features is not VisionTransformer.forward_features:
+        raise UserError(f"{type(vit).__name__} has a forward pass of its own, which token reduction would skip")
+    for block in vit.blocks:
+        if type(block).forward is not Block.forward:
+            raise UserError(f"{type(block).__name__} is not a plain pre-norm block; choose a vit_* or deit* model")
+        if type(block.attn).forward not in (Attention.forward, SiteAttention.forward):
+            raise UserError(f"{type(block.attn).__name__} is not plain self-attention; choose a vit_* or deit* model")
+
+
+def run_block(block: Block, reducer: TokenReducer, tokens: Tokens) -> Tokens:
+    """One pre-norm block: attention, then the reducer, then the MLP on what the reducer left."""
+    mixed, seen = attend(block.attn, block.norm1(tokens.features), tokens.size, reducer.needs)
+    tokens = reducer(replace(tokens, features=tokens.features + block.drop_path1(block.ls1(mixed))), seen)
+    x = tokens.features
+    return replace(tokens, features=x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))))
+
+
+def attend(attn: Attention, x: Tensor, size: Tensor | None, needs: frozenset[str]) -> tuple[Tensor, Attended]:
+    """Self-attention, weighted by token size, that computes only what ``needs`` names beside its output.
+
+    Where nothing is asked for, it is the module's own forward. The fused kernel serves the output otherwise, and
+    the class token's row costs one extra row of the attention map; the whole map exists only where it is needed
+    itself or where the module computes it anyway (``SiteAttention``). What is shown is free of attention dropout.
+    Proportional attention: ToMe, arXiv 2210.09461, eq. 1.
+
+    x: [batch, tokens, dim] -> [batch, tokens, dim]. size: [batch, tokens], positive.
+    """
+    if size is None and not needs:
+        return attn(x), Attended()
+    batch, count, _ = x.shape
+    q, k, v = split_heads(attn.qkv(x), attn.num_heads)
+    q, k = attn.q_norm(q), attn.k_norm(k)
+    bias = None if size is None else size.log().to(q.dtype)[:, None, None, :]
+    row = whole = None
+    if isinstance(attn, SiteAttention) or "attention" in needs:
+        times = (attn.matmul1, attn.matmul2) if isinstance(attn, SiteAttention) else (torch.matmul, torch.matmul)
+        whole = _softmax(times[0](q * attn.scale, k.transpose(-2, -1)), bias)
+        out = times[1](attn.attn_drop(whole), v)
+        row = whole[:, :, 0].mean(1)
+    else:
+        dropout = attn.attn_drop.p if attn.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=attn.scale)
+        if "class_attention" in needs:
+            row = _softmax((q[:, :, :1] * attn.scale) @ k.transpose(-2, -1), bias).mean(1).squeeze(1)
+    out = attn.norm(out.transpose(1, 2).reshape(batch, count, attn.attn_dim))
+    if (gate := getattr(attn, "gate", None)) is not None:
+        out = out * gate(x).sigmoid()
+    seen = {"keys": k, "class_attention": row, "attention": whole}
+    return attn.proj_drop(attn.proj(out)), Attended(**{name: seen[name] for name in needs})
+
+
+def _softmax(scores: Tensor, bias: Tensor | None) -> Tensor:
+    return (scores if bias is None else scores + bias).softmax(-1)
+
+
+def take(x: Tensor | None, index: Tensor) -> Tensor | None:
+    """Rows ``index`` [batch, kept] of x [batch, tokens, ...]; None stays None."""
+    if x is None:
+        return None
+    return x.gather(1, index.reshape(*index.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *x.shape[2:]))
+
+
+def survivors(source: Tensor) -> Tensor:
+    """Which patches still have a token that is theirs alone, for drawing the picture that the model still sees.
+
+    source: ``Tokens.source`` of a traced trunk, [batch, tokens, patches] -> bool [batch, patches], in the order of
+    the patch grid: reshape to ``vit.patch_embed.grid_size`` and enlarge by the patch size to mask the picture.
+    """
+    alone = (source != 0).sum(2, keepdim=True) == 1
+    return (alone & (source == 1)).any(1)
+
+
+def _drop_prefix(trunk: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    for key in [key for key in state if key.startswith(f"{prefix}vit.")]:
+        state[prefix + key.removeprefix(f"{prefix}vit.")] = state.pop(key)
+
+
+def _add_prefix(trunk: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for key in [key for key in state if key.startswith(prefix)]:
+        name = key.removeprefix(prefix)
+        if not name.startswith(("vit.", "reducers.")):
+            state[f"{prefix}vit.{name}"] = state.pop(key)
+
+
+def _inside_vit(patterns: Any) -> Any:
+    """timm's name patterns, which match from the start of a name, moved under ``vit.``."""
+    if isinstance(patterns, str):
+        return rf"^vit\.(?:{patterns.replace('^', '')})"
+    if isinstance(patterns, dict):
+        return {key: _inside_vit(value) for key, value in patterns.items()}
+    if isinstance(patterns, (list, tuple)):
+        return type(patterns)(_inside_vit(value) for value in patterns)
+    return patterns

@@ -1,0 +1,70 @@
+"""Site attention against timm's unfused attention."""
+
+import pytest
+import timm
+import torch
+from timm.layers import Attention
+from timm.models.swin_transformer import WindowAttention
+
+from vitalk.nn.attention import SiteAttention, SiteWindowAttention
+
+
+def unfused(attn):
+    attn.fused_attn = False
+    return attn.eval()
+
+
+OPTIONS = [
+    {},
+    {"qkv_bias": True},
+    {"attn_head_dim": 6},
+    {"qk_norm": True, "scale_norm": True, "norm_layer": torch.nn.LayerNorm},
+    {"gated": True, "proj_bias": False},
+]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_equals_timm_bit_for_bit(options):
+    attn = unfused(Attention(32, num_heads=4, **options))
+    x = torch.randn(2, 9, 32)
+    assert torch.equal(SiteAttention.from_timm(attn)(x), attn(x))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("mask", [torch.rand(9, 9) > 0.5, torch.randn(2, 1, 9, 9)], ids=["boolean", "additive"])
+def test_masks_mean_what_they_mean_in_timm(mask):
+    mask = mask | torch.eye(9, dtype=torch.bool) if mask.dtype == torch.bool else mask
+    attn = unfused(Attention(32, num_heads=4))
+    x = torch.randn(2, 9, 32)
+    site = SiteAttention.from_timm(attn)
+    torch.testing.assert_close(site(x, mask), attn(x, mask))
+    torch.testing.assert_close(site(x, is_causal=True), attn(x, is_causal=True))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("masked", [False, True])
+def test_window_attention_equals_timm_bit_for_bit(masked):
+    attn = unfused(WindowAttention(32, num_heads=4, window_size=3))
+    x = torch.randn(8, 9, 32)
+    mask = torch.where(torch.rand(4, 9, 9) > 0.5, 0.0, -100.0) if masked else None
+    site = SiteWindowAttention.from_timm(attn)
+    assert torch.equal(site(x, mask=mask), attn(x, mask=mask))
+
+
+@pytest.mark.parametrize("kind", [SiteAttention, SiteWindowAttention])
+def test_parameters_are_shared_and_keep_their_names(kind):
+    attn = Attention(32, num_heads=4) if kind is SiteAttention else WindowAttention(32, num_heads=4, window_size=3)
+    site = kind.from_timm(attn.eval())
+    assert not site.training
+    assert {n: id(p) for n, p in site.named_parameters()} == {n: id(p) for n, p in attn.named_parameters()}
+    assert list(site.state_dict()) == list(attn.state_dict())
+
+
+def test_is_an_attention_layer_for_timm():
+    small = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
+    plain = timm.create_model("vit_tiny_patch16_224", **small).eval()
+    site = timm.create_model("vit_tiny_patch16_224", attn_layer=SiteAttention, **small).eval()
+    site.load_state_dict(plain.state_dict())
+    image = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(site(image), plain(image))

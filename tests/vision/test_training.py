@@ -1,0 +1,124 @@
+"""Runs: recipes, resuming after a kill, and several processes."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from vitalk.errors import UserError
+from vitalk.vision.training import load_recipe
+
+RUN = "import sys; from pathlib import Path; from vitalk.vision.training import run; run(sys.argv[1], 'tiny', None, Path(sys.argv[2]), sys.argv[3:])"
+
+
+@pytest.fixture
+def recipe(tmp_path, picture_folder):
+    config = {
+        "seed_everything": 0,
+        "model": {
+            "class_path": "vitalk.vision.classifier.Classifier",
+            "init_args": {
+                "model": "vit_tiny_patch16_224", "lr": 3e-3, "optimizer": "sgd", "optimizer_args": {"momentum": 0.9},
+                "model_args": {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2},
+            },
+        },
+        "data": {
+            "class_path": "vitalk.vision.data.Images",
+            "init_args": {"path": str(picture_folder), "size": 16, "batch_size": 4, "workers": 0, "augment": False},
+        },
+        "trainer": {"max_epochs": 3, "accelerator": "cpu", "devices": 1, "log_every_n_steps": 1,
+                    "enable_progress_bar": False, "enable_model_summary": False},
+    }  # fmt: skip
+    path = tmp_path / "colours.yaml"
+    path.write_text(yaml.safe_dump({"presets": {"tiny": config}}))
+    return path
+
+
+def command(recipe, folder, *overrides):
+    return [sys.executable, "-c", RUN, str(recipe), str(folder), *overrides]
+
+
+def losses(folder: Path) -> dict[int, float]:
+    """Step -> training loss over all the versions of a run's log, later ones winning."""
+    found = {}
+    for log in sorted((folder / "csv").glob("*/metrics.csv"), key=lambda p: int(p.parent.name.split("_")[1])):
+        for row in csv.DictReader(log.open()):
+            if row.get("train/loss"):
+                found[int(row["step"])] = float(row["train/loss"])
+    return found
+
+
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def test_unknown_presets_and_recipes_are_refused(recipe):
+    with pytest.raises(UserError, match="no preset tinny"):
+        load_recipe(str(recipe), "tinny")
+    with pytest.raises(UserError, match="no recipe"):
+        load_recipe("nowhere.yaml", "tiny")
+
+
+KILLED = """
+import os, signal
+from vitalk.vision.classifier import Classifier
+
+learn = Classifier.training_step
+
+
+def training_step(self, batch, index):
+    if self.global_step == int(os.environ["KILL_AT"]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return learn(self, batch, index)
+
+
+Classifier.training_step = training_step
+"""
+
+
+@pytest.mark.parametrize("kill_at", [5, 14])
+def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(recipe, tmp_path, kill_at):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    subprocess.run(command(recipe, whole), check=True, env=environment(), capture_output=True)
+    doomed = command(recipe, cut)
+    doomed[2] = f"exec({KILLED!r}); {RUN[:-1]}, interval=2)"
+    killed = subprocess.run(doomed, env={**environment(), "KILL_AT": str(kill_at)}, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-500:]
+    assert (cut / "last.ckpt").exists() and not (cut / "model.safetensors").exists()
+    subprocess.run(command(recipe, cut), check=True, env=environment(), capture_output=True)
+    expected, got = losses(whole), losses(cut)
+    assert max(got) == max(expected)
+    assert all(got[step] == pytest.approx(expected[step], rel=1e-4) for step in got)
+    a, b = load_file(whole / "model.safetensors"), load_file(cut / "model.safetensors")
+    assert all(torch.allclose(a[key], b[key], rtol=1e-4, atol=1e-6) for key in a)
+
+
+def test_two_processes_give_the_curve_of_one_with_the_doubled_batch(recipe, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    subprocess.run(
+        command(recipe, one, "--data.init_args.batch_size=8"), check=True, env=environment(), capture_output=True
+    )
+    options = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+    script = tmp_path / "go.py"
+    script.write_text("if __name__ == '__main__':\n    " + RUN)
+    subprocess.run([sys.executable, script, recipe, two, *options], check=True, env=environment(), capture_output=True)
+    expected, got = losses(one), losses(two)
+    assert expected.keys() == got.keys() and len(got) > 10
+    for step, loss in got.items():
+        assert loss == pytest.approx(expected[step], rel=1e-4), f"step {step}"
+
+
+def test_the_model_file_describes_itself(recipe, tmp_path):
+    subprocess.run(command(recipe, tmp_path / "run"), check=True, env=environment(), capture_output=True)
+    with safe_open(tmp_path / "run" / "model.safetensors", "pt") as file:
+        meta = file.metadata()
+    assert meta["model"] == "vit_tiny_patch16_224" and yaml.safe_load(meta["labels"]) == ["blue", "green", "red"]
+    assert list((tmp_path / "run" / "tensorboard").rglob("events*")), "TensorBoard logs are written"
