@@ -16,7 +16,10 @@ from safetensors.torch import load_file
 from vitalk.errors import UserError
 from vitalk.vision.training import load_recipe
 
-RUN = "import sys; from pathlib import Path; from vitalk.vision.training import run; run(sys.argv[1], 'tiny', None, Path(sys.argv[2]), sys.argv[3:])"
+RUN = (
+    "import sys; from pathlib import Path; from vitalk.vision.training import run; "
+    "run(sys.argv[1], 'tiny', None, Path(sys.argv[2]), sys.argv[3:])"
+)
 
 
 @pytest.fixture

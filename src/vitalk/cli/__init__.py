@@ -1,5 +1,6 @@
 """The command line: one small file a verb; whatever is heavy is imported inside the verb that needs it."""
 
+import os
 import sys
 
 import typer
@@ -29,6 +30,8 @@ def main() -> None:
     except UserError as error:
         print(f"vitalk: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         print(f"vitalk: {error.strerror or error}{where}. Free space or choose another path.", file=sys.stderr)

@@ -1,6 +1,8 @@
 """``vitalk compress``: fewer tokens, fewer bits, an ONNX file, and what that costs."""
 
 import os
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -92,7 +94,13 @@ def _compress(
     os.replace(folder / f"{last}.onnx", folder / "model.onnx")
     for row in rows[:-1]:
         (folder / f"{row['variant']}.onnx").unlink()
-    settings = {"model": name, "data": str(data or "CIFAR-10"), "pictures": len(judged), "calibration": len(shown)}
+    settings = {
+        "command": shlex.join(["vitalk", *sys.argv[1:]]),
+        "model": name,
+        "data": str(data or "CIFAR-10"),
+        "pictures": len(judged),
+        "calibration": len(shown),
+    }
     if tokens:
         settings["tokens"] = f"evit, keep {tokens[0]}"
     if quant:

@@ -14,6 +14,7 @@ from rich.table import Table
 from vitalk.deploy.load import timm_transform
 from vitalk.deploy.onnx_export import export_onnx
 from vitalk.deploy.runtime import Eye
+from vitalk.measurement import machine
 from vitalk.vision.cost import count, file_size, latencies, peak_memory
 
 
@@ -83,9 +84,11 @@ def write_report(folder: Path, settings: dict[str, Any], rows: list[dict[str, An
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    (folder / "report.json").write_text(json.dumps({"settings": settings, "rows": rows}, indent=2))
+    told = {"command": settings.pop("command"), "machine": machine(), "settings": settings, "rows": rows}
+    (folder / "report.json").write_text(json.dumps(told, indent=2) + "\n")
     titles = [title for title, _ in COLUMNS.values()]
-    lines = [f"# {settings['model']}, compressed", "", *(f"- {k}: {v}" for k, v in settings.items()), ""]
+    lines = [f"# {settings['model']}, compressed", "", *(f"- {k}: {v}" for k, v in settings.items())]
+    lines += [f"- command: `{told['command']}`", f"- machine: {told['machine']}", ""]
     lines += ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
     lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
     lines += ["", "![accuracy against latency](report.png)", ""]

@@ -1,70 +1,86 @@
-"""Picture files of every common kind, opened as a person would see them."""
+"""Pictures from files, whatever they are, as RGB."""
 
 import warnings
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageOps, JpegImagePlugin
 
-from vitalk.errors import UserError
+from vitalk.errors import UserError, nearest
 
-MOST_PIXELS = 100_000_000  # decoded, 300 MB; JPEGs above are decoded at a fraction of their size instead
-DRAFT_SIDE = 2048
+REDUCED = (2048, 2048)  # pixels that a picture beyond the limit keeps at least
 
 
 def open_picture(path: str | Path) -> Image.Image:
-    """A JPEG, PNG, WebP … file as RGB picture: upright (EXIF), transparency on white, 16 bits scaled to 8.
+    """The picture in a file as RGB, turned upright as its EXIF tells; transparency lies on white.
 
-    A JPEG of more than 100 million pixels is decoded at half, a quarter or an eighth of its size, which a
-    classifier cannot tell; other formats of that size are refused. Raises UserError for whatever is no picture.
+    16-bit grey is scaled to 8 bits; of an animation the first frame is taken. Above Pillow's limit of 89 million
+    pixels JPEGs are decoded at a half, a quarter or an eighth of their size (so a picture of 20000 x 20000 pixels
+    takes some 20 MB); other formats, and progressive JPEGs, must be unpacked whole and are refused.
+
+    Raises UserError for files that are missing, too large, damaged, or no pictures.
     """
     path = Path(path)
-    if not path.exists():
-        raise UserError(f"there is no picture at {path}; check the name")
     if path.is_dir():
-        raise UserError(f"{path} is a folder; name the pictures in it")
+        raise UserError(f"{path} is a folder; name a picture")
+    if not path.is_file():
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"there is no picture at {path}.{nearest(path.name, beside)}")
     try:
-        with warnings.catch_warnings(), Image.open(path) as picture:
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return _decode(picture, path)
-    except Image.DecompressionBombError:
-        return _decode_huge(path)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        reason = "it is no picture" if isinstance(error, UnidentifiedImageError) else f"it is damaged: {error}"
-        raise UserError(f"{path} cannot be read ({reason}); give a JPEG, PNG or WebP file") from None
+        with _opened(path) as picture:
+            return to_rgb(picture)
+    except UserError:
+        raise
+    except Image.UnidentifiedImageError:
+        raise UserError(f"{path} is not a picture (or of a kind that is not known); save it as JPEG or PNG") from None
+    except Exception as error:  # decoders raise whatever damage leads them to
+        raise UserError(f"{path} cannot be read ({_sentence(error)}); replace or re-save it") from None
 
 
-def _decode_huge(path: Path) -> Image.Image:
-    """Pillow refuses to open very large pictures; its own limit is lifted for the length of this call."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        with Image.open(path) as picture:
-            return _decode(picture, path)
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} cannot be read (it is damaged: {error}); give a JPEG, PNG or WebP file") from None
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """A picture of any mode as RGB, upright, on white.
 
-
-def _decode(picture: Image.Image, path: Path) -> Image.Image:
-    pixels = picture.width * picture.height
-    if pixels > MOST_PIXELS:
-        shape = f"{picture.width} x {picture.height}"
-        picture.draft("RGB", (DRAFT_SIDE, DRAFT_SIDE))
-        if picture.width * picture.height > MOST_PIXELS:
-            raise UserError(f"{path} is too large ({shape}); scale it below 100 million pixels first")
-    return _on_white(ImageOps.exif_transpose(picture))
-
-
-def _on_white(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith(("I;16", "I")):
-        picture = picture.point(lambda v: v / 256).convert("L")
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+    Raises UserError for floating point pictures, whose white is not known.
+    """
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "F":
+        raise UserError("a picture of floating point numbers has no known white; save it with 8 bits a channel")
+    if picture.mode.startswith("I"):
+        return _eight_bits(picture).convert("RGB")
+    if picture.has_transparency_data:
         picture = picture.convert("RGBA")
-        canvas = Image.new("RGBA", picture.size, "white")
-        canvas.alpha_composite(picture)
-        picture = canvas
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture).convert("RGB")
     return picture.convert("RGB")
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    levels = np.asarray(picture).astype(np.int64)
+    deep = picture.mode != "I" or levels.max() > 255  # "I" may hold 8 or 16 bits
+    return Image.fromarray((levels >> 8 if deep else levels).clip(0, 255).astype(np.uint8))
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return Image.open(path)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        return _reduced(path)
+
+
+def _reduced(path: Path) -> Image.Image:
+    remedy = f"{path} has too many pixels to unpack; save it as baseline JPEG or below 89 million pixels"
+    try:
+        picture = JpegImagePlugin.JpegImageFile(path)  # Image.open refuses by the size before any reduction
+    except SyntaxError:
+        raise UserError(remedy) from None
+    picture.draft("RGB", REDUCED)
+    if "progressive" in picture.info or picture.width * picture.height > Image.MAX_IMAGE_PIXELS:
+        picture.close()
+        raise UserError(remedy)
+    return picture
+
+
+def _sentence(error: Exception) -> str:
+    return str(error).strip().rstrip(".").splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,4 +1,4 @@
-"""From a picture to what a classifier takes, without torch: the numbers of timm's evaluation transform."""
+"""What happens to a picture before the model sees it: timm's evaluation transform, without torch."""
 
 import json
 import math
@@ -8,9 +8,9 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from vitalk.errors import UserError
+from vitalk.errors import UserError, nearest
 
-FILTERS = {
+INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -18,19 +18,22 @@ FILTERS = {
     "box": Image.Resampling.BOX,
     "hamming": Image.Resampling.HAMMING,
 }
+CROP_MODES = ("center", "squash", "border")
+LARGEST_FIT = 2**26  # pixels: pictures that would be fitted to more (200 MB) are never fitted whole
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Resize (antialiased, as Pillow does), crop, scale to [0, 1] and normalise.
+    """RGB picture -> normalised float32 [3, height, width], as ``timm.data.create_transform`` evaluates.
 
-    size: height and width of the result, pixels. crop_pct: share of the resized picture that the crop keeps.
-    crop_mode: "center" resizes the short side and crops, "squash" resizes both sides and crops, "border" resizes
-    the long side and pads with the mean colour. mean, std: by channel.
-    Raises UserError for interpolations and crop modes that do not exist.
+    size: (height, width) of the input, pixels. crop_pct: share of the resized picture's edge that the crop keeps.
+    crop_mode: "center" fits the short edge and crops, "squash" resizes both edges, "border" fits the long edge
+    and pads with ``mean``. mean, std: of the three channels, for pixels in [0, 1].
+
+    Raises UserError for values that mean nothing.
     """
 
-    size: tuple[int, int]
+    size: tuple[int, int] = (224, 224)
     crop_pct: float = 0.875
     interpolation: str = "bicubic"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -38,69 +41,97 @@ class Preprocess:
     crop_mode: str = "center"
 
     def __post_init__(self) -> None:
-        if self.interpolation not in FILTERS:
-            raise UserError(f"interpolation {self.interpolation} is unknown; choose {', '.join(FILTERS)}")
-        if self.crop_mode not in ("center", "squash", "border"):
-            raise UserError(f"crop mode {self.crop_mode} is unknown; choose center, squash or border")
+        for name, value, known in (
+            ("interpolation", self.interpolation, [*INTERPOLATIONS]),
+            ("crop mode", self.crop_mode, [*CROP_MODES]),
+        ):
+            if value not in known:
+                raise UserError(f"there is no {name} {value!r}; use one of {', '.join(known)}.{nearest(str(value), known)}")
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise UserError(f"the input size must be two positive numbers of pixels, got {self.size}")
+        if not 0 < self.crop_pct < math.inf:
+            raise UserError(f"crop_pct must be above 0, got {self.crop_pct}")
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(math.isfinite(m) for m in self.mean):
+            raise UserError(f"mean and std need three numbers each, got {self.mean} and {self.std}")
+        if not all(0 < s < math.inf for s in self.std):
+            raise UserError(f"every std must be above 0, got {self.std}")
 
     @classmethod
     def from_timm_cfg(cls, cfg: dict[str, Any]) -> Self:
-        """The preprocessing that a timm pretrained_cfg describes."""
-        interpolation = cfg.get("interpolation") or "bicubic"
-        return cls(
-            size=tuple(cfg.get("input_size", (3, 224, 224))[-2:]),
-            crop_pct=float(cfg.get("crop_pct") or 0.875),
-            interpolation="bilinear" if interpolation == "random" else interpolation,
-            mean=tuple(cfg.get("mean") or cls.mean),
-            std=tuple(cfg.get("std") or cls.std),
-            crop_mode=cfg.get("crop_mode") or "center",
-        )
+        """From a timm ``pretrained_cfg`` or data configuration; what it leaves open is timm's default.
+
+        Raises UserError for models whose input does not have three channels.
+        """
+        channels, height, width = cfg.get("input_size") or (3, 224, 224)
+        if channels != 3:
+            raise UserError(f"pictures have 3 channels, this model takes {channels}; only models of RGB pictures can see")
+        given = {k: cfg[k] for k in ("crop_pct", "interpolation", "crop_mode") if cfg.get(k)}
+        given.update({k: tuple(float(v) for v in cfg[k]) for k in ("mean", "std") if cfg.get(k)})
+        return cls(size=(int(height), int(width)), **given)
 
     def to_json(self) -> str:
-        """As JSON, to travel in a model file."""
+        """As JSON text, which an ONNX file carries."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """What ``to_json`` wrote."""
-        fields = json.loads(text)
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        """The inverse of ``to_json``; UserError for any other text."""
+        try:
+            values = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
+            return cls(**values)
+        except UserError:
+            raise
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"the preprocessing {text[:60]!r} cannot be read ({error}); export the model again") from None
+
+    @property
+    def resize(self) -> tuple[int, int]:
+        """(height, width) in pixels to which the picture is fitted before the crop."""
+        height, width = self.size
+        return max(math.floor(height / self.crop_pct), 1), max(math.floor(width / self.crop_pct), 1)
 
     def __call__(self, picture: Image.Image) -> np.ndarray:
-        """An RGB picture of any size -> float32 [3, height, width]."""
-        pixels = np.asarray(self.cropped(picture), dtype=np.float32) / np.float32(255)
-        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
-        return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1))
+        """Picture of any size -> float32 [3, height, width]."""
+        picture = picture.convert("RGB")
+        fitted = self._fitted(picture.height, picture.width)
+        if math.prod(fitted) > LARGEST_FIT:
+            picture = self._window(picture, fitted)
+        elif fitted != (picture.height, picture.width):
+            picture = picture.resize(fitted[::-1], INTERPOLATIONS[self.interpolation])
+        pixels = np.asarray(self._crop(picture), np.float32).transpose(2, 0, 1) / np.float32(255)
+        mean, std = (np.array(v, np.float32)[:, None, None] for v in (self.mean, self.std))
+        return np.ascontiguousarray((pixels - mean) / std)
 
-    def cropped(self, picture: Image.Image) -> Image.Image:
-        """The resized and cropped picture, of exactly ``size``."""
-        height, width = self.size
-        wanted = math.floor(height / self.crop_pct), math.floor(width / self.crop_pct)
+    def _fitted(self, height: int, width: int) -> tuple[int, int]:
+        target = self.resize
         if self.crop_mode == "squash":
-            picture = picture.resize((wanted[1], wanted[0]), FILTERS[self.interpolation])
-        elif self.crop_mode == "border":
-            share = max(picture.height / wanted[0], picture.width / wanted[1])
-            shape = round(picture.width / share), round(picture.height / share)
-            picture = picture.resize((max(shape[0], 1), max(shape[1], 1)), FILTERS[self.interpolation])
-        else:
-            picture = picture.resize(self._short_side(picture, wanted), FILTERS[self.interpolation])
-        left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
-        if left >= 0 and top >= 0:
-            return picture.crop((left, top, left + width, top + height))
-        return self._padded(picture)
+            return target
+        if self.crop_mode == "center" and target[0] == target[1]:
+            short, edge = min(height, width), target[0]
+            # the long edge is rounded down, as torchvision does: a pixel more would shift every crop
+            return (edge, int(edge * width / short)) if height <= width else (int(edge * height / short), edge)
+        ratios = height / target[0], width / target[1]
+        ratio = max(ratios) if self.crop_mode == "border" else min(ratios)
+        return max(round(height / ratio), 1), max(round(width / ratio), 1)
 
-    def _short_side(self, picture: Image.Image, wanted: tuple[int, int]) -> tuple[int, int]:
-        if wanted[0] != wanted[1]:  # timm keeps the ratio so that the picture covers both sides
-            share = min(picture.height / wanted[0], picture.width / wanted[1])
-            return round(picture.width / share), round(picture.height / share)
-        short, long = sorted((picture.width, picture.height))
-        longer = int(wanted[0] * long / short)
-        return (wanted[0], longer) if picture.width <= picture.height else (longer, wanted[0])
+    def _window(self, picture: Image.Image, fitted: tuple[int, int]) -> Image.Image:
+        """The middle of the fitted picture alone: a line of 1 x 20000 pixels, fitted whole, would take gigabytes."""
+        sizes = [min(f, s) for f, s in zip(fitted, self.size, strict=True)]
+        starts = [round((f - s) / 2) for f, s in zip(fitted, sizes, strict=True)]
+        scales = picture.height / fitted[0], picture.width / fitted[1]
+        (top, bottom), (left, right) = (
+            (a * scale, (a + s) * scale) for a, s, scale in zip(starts, sizes, scales, strict=True)
+        )
+        box = left, top, min(right, picture.width), min(bottom, picture.height)
+        return picture.resize((sizes[1], sizes[0]), INTERPOLATIONS[self.interpolation], box=box)
 
-    def _padded(self, picture: Image.Image) -> Image.Image:
-        height, width = self.size
-        fill = (0, 0, 0) if self.crop_mode != "border" else tuple(round(255 * m) for m in self.mean)
-        canvas = Image.new("RGB", (max(width, picture.width), max(height, picture.height)), fill)
-        canvas.paste(picture, ((canvas.width - picture.width) // 2, (canvas.height - picture.height) // 2))
-        left, top = round((canvas.width - width) / 2), round((canvas.height - height) / 2)
-        return canvas.crop((left, top, left + width, top + height))
+    def _crop(self, picture: Image.Image) -> Image.Image:
+        (width, height), (rows, columns) = picture.size, self.size
+        missing = max(columns - width, 0), max(rows - height, 0)
+        if any(missing):
+            fill = tuple(round(255 * m) for m in self.mean) if self.crop_mode == "border" else (0, 0, 0)
+            padded = Image.new("RGB", (width + missing[0], height + missing[1]), fill)
+            padded.paste(picture, (missing[0] // 2, missing[1] // 2))
+            picture, (width, height) = padded, padded.size
+        top, left = round((height - rows) / 2), round((width - columns) / 2)
+        return picture.crop((left, top, left + columns, top + rows))

@@ -1,146 +1,166 @@
-"""The eye: a model file and the engine that runs it, without torch."""
+"""The eye: a classifier in an ONNX file that names what is in a picture, without torch."""
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Self
+from typing import Literal, Self
 
 import numpy as np
 from PIL import Image
 
 from vitalk.errors import UserError, nearest
 
-from .pictures import open_picture
+from .pictures import open_picture, to_rgb
 from .preprocess import Preprocess
 
-ENGINES = ("onnxruntime", "openvino")
+Engine = Literal["onnxruntime", "openvino"]
+Run = Callable[[np.ndarray], np.ndarray]
 
 
+@dataclass(frozen=True)
 class Eye:
-    """A classifier from an ONNX file that carries its preprocessing and labels.
+    """Sees: picture in, labels with probabilities out.
 
-    >>> Eye.load().see("picture.jpg")
-    [('cat', 0.97), ('dog', 0.01), ...]
+    name: of the model. labels: of the classes, in the order of the logits. preprocess: picture -> input.
+    run: the engine, float32 [batch, 3, height, width] -> logits [batch, classes].
+
+    >>> eye = Eye.load()
+    >>> eye.see("picture.jpg", k=1)
+    [('cat', 0.97)]
     """
 
-    def __init__(self, run: Callable[[np.ndarray], np.ndarray], preprocess: Preprocess, labels: list[str]):
-        self.run, self.preprocess, self.labels = run, preprocess, labels
+    name: str
+    labels: list[str]
+    preprocess: Preprocess
+    run: Run
 
     @classmethod
-    def load(cls, model: str | Path | None = None, engine: str = "onnxruntime", threads: int | None = None) -> Self:
-        """A model file, a packaged model by name, or the embedded one.
+    def load(
+        cls, model: str | Path | None = None, engine: Engine = "onnxruntime", threads: int | None = None
+    ) -> Self:
+        """Open an ONNX file made by ``vitalk export`` or ``vitalk compress``, or a packaged model ("eye" by default).
 
-        engine: "onnxruntime", or "openvino" where that package is installed. threads: all cores by default.
-        Raises UserError for files and names that do not exist, are damaged or carry no preprocessing.
+        engine: "onnxruntime", or "openvino" (from ``vitalk[bench]``), which computes in bfloat16 where the CPU can.
+        threads: of the engine; None lets it decide.
+
+        Raises UserError for models and engines that do not exist, and for files that are damaged or carry no labels.
         """
         path = find_model(model)
-        run = open_engine(path, engine, threads)
-        preprocess, labels = run.metadata()
-        return cls(run, preprocess, labels)
-
-    def logits(self, images: np.ndarray) -> np.ndarray:
-        """Images [batch, 3, height, width], normalised -> logits [batch, classes]."""
-        return self.run(images)
+        engines = {"onnxruntime": _onnxruntime, "openvino": _openvino}
+        if engine not in engines:
+            raise UserError(f"there is no engine {engine}; use onnxruntime or openvino.{nearest(engine, [*engines])}")
+        if threads is not None and threads < 1:
+            raise UserError(f"threads must be 1 or more, got {threads}")
+        run, metadata = engines[engine](path, threads)
+        if not {"vitalk.preprocess", "vitalk.labels"} <= metadata.keys():
+            raise UserError(f"{path} does not say how to see with it; make it with vitalk export MODEL -o {path.name}")
+        try:
+            labels = [str(label) for label in json.loads(metadata["vitalk.labels"])]
+        except (ValueError, TypeError):
+            raise UserError(f"the labels in {path} cannot be read; export the model again") from None
+        preprocess = Preprocess.from_json(metadata["vitalk.preprocess"])
+        return cls(metadata.get("vitalk.model", path.stem), labels, preprocess, run)
 
     def see(self, picture: str | Path | Image.Image, k: int = 5) -> list[tuple[str, float]]:
-        """The ``k`` most likely labels of a picture with their probabilities, the likeliest first."""
-        if not isinstance(picture, Image.Image):
-            picture = open_picture(picture)
-        logits = self.logits(self.preprocess(picture.convert("RGB"))[None])[0].astype(np.float64)
+        """The ``k`` likeliest labels of a picture (a file or a PIL image) with their probabilities, likeliest first.
+
+        Raises UserError for pictures that cannot be read.
+        """
+        if k < 1:
+            raise UserError(f"k must be 1 or more, got {k}")
+        if not isinstance(picture, str | Path | Image.Image):
+            raise UserError(f"see takes a file or a PIL image, got {type(picture).__name__}")
+        rgb = to_rgb(picture) if isinstance(picture, Image.Image) else open_picture(picture)
+        logits = self.logits(self.preprocess(rgb)[None])[0].astype(np.float64)
         shares = np.exp(logits - logits.max())
         shares /= shares.sum()
-        return [(self.labels[i], float(shares[i])) for i in np.argsort(-shares, kind="stable")[:k]]
+        order = np.argsort(-shares, kind="stable")[:k]
+        return [(self.labels[i], float(shares[i])) for i in order]
+
+    def logits(self, batch: np.ndarray) -> np.ndarray:
+        """float32 [batch, 3, height, width], as ``preprocess`` makes it -> logits float32 [batch, classes].
+
+        Raises UserError for other shapes and for a model whose labels or numbers are broken.
+        """
+        batch, expected = np.asarray(batch), (3, *self.preprocess.size)
+        if batch.ndim != 4 or batch.shape[1:] != expected or len(batch) == 0:
+            raise UserError(f"the input must have the shape [batch, {', '.join(map(str, expected))}], got {batch.shape}")
+        out = self.run(np.ascontiguousarray(batch, np.float32))
+        if out.shape != (len(batch), len(self.labels)):
+            raise UserError(f"{self.name} has {len(self.labels)} labels but puts out {out.shape}; export it again")
+        if not np.isfinite(out).all():
+            raise UserError(f"{self.name} puts out numbers that are not finite; export it again from sound weights")
+        return out
 
 
-def find_model(model: str | Path | None) -> Path:
-    """The file of a packaged model (``eye`` where none is named) or the file itself."""
-    packaged = {f.stem: f for f in _assets().glob("*.onnx")}
-    if model is None or str(model) in packaged:
-        name = "eye" if model is None else str(model)
-        if name not in packaged:
-            raise UserError("this installation carries no embedded model; name one with --model FILE.onnx")
+def packaged_models() -> dict[str, Path]:
+    """Name -> file of the models that ship with the package."""
+    folder = Path(str(resources.files("vitalk"))) / "assets"
+    return {path.stem: path for path in sorted(folder.glob("*.onnx"))}
+
+
+def find_model(model: str | Path | None = None) -> Path:
+    """The ONNX file that ``model`` names: a path, a packaged model's name, or None for "eye".
+
+    Raises UserError where there is none.
+    """
+    packaged = packaged_models()
+    name = "eye" if model is None else str(model)
+    if name in packaged:
         return packaged[name]
-    path = Path(model)
+    path = Path(name)
     if path.is_file():
-        return path
+        if path.suffix == ".onnx":
+            return path
+        raise UserError(f"{path} is not an ONNX file; make one with vitalk export {path} -o {path.stem}.onnx")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name an ONNX file")
+    if path.suffix == ".onnx" or path.parent != Path("."):
+        beside = [p.name for p in path.parent.glob("*.onnx")]
+        raise UserError(f"there is no model at {path}.{nearest(path.name, beside)}")
+    known = ", ".join(packaged) or "none"
     raise UserError(
-        f"there is no model {model}; name an .onnx file or one of {', '.join(packaged) or 'no packaged models'}."
-        f"{nearest(str(model), list(packaged))}"
+        f"there is no packaged model {name} (there is: {known}); name an ONNX file, which"
+        f" vitalk export {name} -o FILE.onnx makes of timm models.{nearest(name, [*packaged])}"
     )
 
 
-def _assets() -> Path:
-    return Path(str(resources.files("vitalk"))) / "assets"
+def _onnxruntime(path: Path, threads: int | None) -> tuple[Run, dict[str, str]]:
+    import onnxruntime as ort
 
-
-def open_engine(path: Path, engine: str = "onnxruntime", threads: int | None = None) -> "Engine":
-    """The file in an engine; the engine is called with images and gives logits."""
-    if engine not in ENGINES:
-        raise UserError(f"there is no engine {engine}; choose {' or '.join(ENGINES)}.{nearest(engine, list(ENGINES))}")
-    return (OnnxRuntime if engine == "onnxruntime" else OpenVino)(path, threads)
-
-
-class OnnxRuntime:
-    """A model file in onnxruntime, on the CPU."""
-
-    def __init__(self, path: Path, threads: int | None = None):
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's own classes differ from release to release
-            raise UserError(f"{path} is not a model that runs ({str(error).splitlines()[0][:120]})") from None
-        self.path, self.input = path, self.session.get_inputs()[0].name
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Images [batch, 3, height, width] -> logits [batch, classes]."""
-        return self.session.run(None, {self.input: images})[0]
-
-    def metadata(self) -> tuple[Preprocess, list[str]]:
-        """The preprocessing and the labels that the file carries."""
-        return _read(self.session.get_modelmeta().custom_metadata_map, self.path)
-
-
-class OpenVino:
-    """A model file in OpenVINO, on the CPU; what is not quantized is computed in the processor's preferred format."""
-
-    def __init__(self, path: Path, threads: int | None = None):
-        try:
-            import openvino
-        except ImportError:
-            raise UserError('OpenVINO is not installed; run pip install "vitalk[bench]" or use onnxruntime') from None
-        core = openvino.Core()
-        options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-        if threads is not None:
-            options["INFERENCE_NUM_THREADS"] = threads
-        try:
-            model = core.read_model(str(path))
-            self.compiled = core.compile_model(model, "CPU", options)
-        except RuntimeError as error:
-            raise UserError(f"{path} is not a model that runs ({str(error).splitlines()[0][:120]})") from None
-        self.path, self.request = path, self.compiled.create_infer_request()
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Images [batch, 3, height, width] -> logits [batch, classes]."""
-        return np.array(self.request.infer([images])[0])
-
-    def metadata(self) -> tuple[Preprocess, list[str]]:
-        """The preprocessing and the labels that the file carries."""
-        import onnx
-
-        return _read({p.key: p.value for p in onnx.load(self.path, load_external_data=False).metadata_props}, self.path)
-
-
-Engine = OnnxRuntime | OpenVino
-
-
-def _read(meta: dict[str, str], path: Path) -> tuple[Preprocess, list[str]]:
+    ort.disable_telemetry_events()
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # what matters is raised
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    if threads is not None:
+        options.intra_op_num_threads = threads
     try:
-        return Preprocess.from_json(meta["vitalk.preprocess"]), json.loads(meta["vitalk.labels"])
-    except KeyError:
-        raise UserError(f"{path} does not say how pictures are prepared; export it with vitalk export") from None
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the engine has a dozen kinds of its own, with no common ancestor
+        raise _unreadable(path, error) from None
+    name = session.get_inputs()[0].name
+    return lambda batch: session.run(None, {name: batch})[0], session.get_modelmeta().custom_metadata_map
+
+
+def _openvino(path: Path, threads: int | None) -> tuple[Run, dict[str, str]]:
+    try:
+        import openvino
+    except ImportError:
+        raise UserError('the engine openvino is not installed; run: pip install "vitalk[bench]"') from None
+    config = {"PERFORMANCE_HINT": "LATENCY"} | ({} if threads is None else {"INFERENCE_NUM_THREADS": threads})
+    try:
+        core = openvino.Core()
+        model = core.read_model(path)
+        compiled = core.compile_model(model, "CPU", config)
+    except Exception as error:
+        raise _unreadable(path, error) from None
+    carried = model.rt_info["framework"] if model.has_rt_info(["framework"]) else {}
+    metadata = {key: str(value.value) for key, value in carried.items()}
+    return lambda batch: np.array(compiled(batch)[0]), metadata
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[-1][-160:]
+    return UserError(f"{path} is damaged or not a model that this engine runs ({reason}); export it again")

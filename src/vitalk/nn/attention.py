@@ -78,7 +78,7 @@ class SiteWindowAttention(WindowAttention):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x [batch * windows, tokens, dim] -> the same shape; mask [windows, tokens, tokens], 0 or -100."""
         count, tokens, _ = x.shape
-        q, k, v = self.qkv(x).reshape(count, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = split_heads(self.qkv(x), self.num_heads)
         scores = self.matmul1(q * self.scale, k.transpose(-2, -1)) + self._get_rel_pos_bias()
         if mask is not None:
             by_window = scores.view(-1, len(mask), self.num_heads, tokens, tokens) + mask[None, :, None]

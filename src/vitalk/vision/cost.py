@@ -66,7 +66,7 @@ def count(model: "nn.Module", image: "Tensor") -> Cost:
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), counter:
+        with torch.no_grad(), counter:  # the counter follows gradients, which inference mode forbids
             model(image)
     finally:
         model.train(training)

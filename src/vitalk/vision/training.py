@@ -21,8 +21,12 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:  # noqa: D102
         unfinished = f"{path}.writing"
-        super().save_checkpoint(checkpoint, unfinished, storage_options)
-        os.replace(unfinished, path)
+        try:
+            super().save_checkpoint(checkpoint, unfinished, storage_options)
+            os.replace(unfinished, path)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            Path(unfinished).unlink(missing_ok=True)
+            raise UserError(f"the checkpoint {path} could not be written ({error}); free space or use -o") from None
 
 
 class TrainCLI(LightningCLI):

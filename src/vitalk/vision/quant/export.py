@@ -80,10 +80,9 @@ def fold_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in list(work.graph):
         if node.op_type == "Transpose" and _perm(node) == [1, 0]:
             _transpose_codes(work.graph, node)
-    for cleanup in (
-        passes.DeduplicateInitializersPass(), passes.CommonSubexpressionEliminationPass(), passes.RemoveUnusedNodesPass()
-    ):  # fmt: skip
-        cleanup(work)
+    passes.DeduplicateInitializersPass()(work)
+    passes.CommonSubexpressionEliminationPass()(work)
+    passes.RemoveUnusedNodesPass()(work)
     return ir.to_proto(work)
 
 

@@ -1,6 +1,6 @@
 """Quantization sites: the linear layers, convolutions and attention products of a model, with quantizers on them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -94,7 +94,7 @@ Site = QuantLinear | QuantConv2d | QuantMatMul
 
 
 def expose(model: nn.Module, attention: bool = True) -> nn.Module:
-    """Turn the linear layers, convolutions and (with ``attention``) attention products of ``model`` into sites, in place.
+    """Turn linear layers, convolutions and (with ``attention``) attention products of ``model`` into sites, in place.
 
     Parameters and their names stay; without quantizers the outputs are those of the unfused timm model.
     Layers whose class computes in its own way, attention of other kinds than timm's ``Attention`` and
@@ -102,6 +102,7 @@ def expose(model: nn.Module, attention: bool = True) -> nn.Module:
     """
     if attention:
         _replace(model, _exposed_attention)
+        _replace(model, lambda module: QuantMatMul() if type(module) is MatMul else None)
     _replace(model, _exposed_layer)
     return model
 
@@ -161,12 +162,10 @@ def _exposed_attention(module: nn.Module) -> nn.Module | None:
 def _exposed_layer(module: nn.Module) -> nn.Module | None:
     if type(module).forward is nn.Linear.forward:
         return QuantLinear.wrap(module)
-    if type(module).forward is nn.Conv2d.forward:
-        return QuantConv2d.wrap(module)
-    return QuantMatMul() if type(module) is MatMul else None
+    return QuantConv2d.wrap(module) if type(module).forward is nn.Conv2d.forward else None
 
 
-def _replace(model: nn.Module, exposed: Any) -> None:
+def _replace(model: nn.Module, exposed: Callable[[nn.Module], nn.Module | None]) -> None:
     done: dict[int, nn.Module | None] = {}
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if name and id(module) not in done:

@@ -1,0 +1,21 @@
+"""What ``vitalk bench vision`` makes of its measurements."""
+
+import json
+
+from vitalk.cli.bench import summarize, write
+
+
+def test_ratios_are_of_one_run(tmp_path):
+    names = (("timm eager fp32", "fp32", False), ("peer int8", "int8", False), ("vitalk int8", "int8", True))
+    rows = [{"name": n, "arithmetic": a, "ours": o, "macs": 100} for n, a, o in names]
+    measured = {
+        "timm eager fp32": {1: 10.0, 16: 20.0}, "peer int8": {1: 20.0, 16: 50.0}, "vitalk int8": {1: 30.0, 16: 60.0},
+        "peak-fp32": {1: 4000.0}, "peak-bf16": {1: 8000.0}, "peak-int8": {1: 12000.0},
+    }  # fmt: skip
+    report = summarize(rows, measured, keep=0.7)
+    ours = {row["batch"]: row for row in report["rows"] if row["name"] == "vitalk int8"}
+    assert ours[1]["ratio_to_eager"] == 3 and ours[1]["ratio_to_best_peer"] == 1.5
+    assert ours[16]["ratio_to_best_peer"] == 1.2 and ours[16]["peak_fraction"] == 0.5
+    write(report, tmp_path / "deep" / "bench.json")
+    assert json.loads((tmp_path / "deep" / "bench.json").read_text()) == report
+    assert "| vitalk int8 | 16 | 60.0 | 3.00 | 1.20 | 50 % int8 |" in (tmp_path / "deep" / "bench.md").read_text()
