@@ -51,7 +51,9 @@ def test_equals_timm(cfg, width, height):
 
 def test_empty_configuration_is_timms_default():
     image = picture(301, 257)
-    assert np.abs(Preprocess.from_timm_cfg({})(image) - timm_transform({"input_size": None})(image).numpy()).max() <= 1e-6
+    assert (
+        np.abs(Preprocess.from_timm_cfg({})(image) - timm_transform({"input_size": None})(image).numpy()).max() <= 1e-6
+    )
 
 
 @settings(deadline=None, max_examples=50)

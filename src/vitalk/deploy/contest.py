@@ -104,7 +104,7 @@ def main(engine: str, file: str, *batches: str) -> None:
     else:
         from vitalk.deploy.runtime import open_engine
 
-        run = open_engine(Path(file), engine)
+        run, _ = open_engine(Path(file), engine)
     rng, rates = np.random.default_rng(0), {}
     for batch in map(int, batches):
         x = rng.standard_normal((batch, 3, SIZE, SIZE), dtype=np.float32)

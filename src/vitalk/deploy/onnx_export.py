@@ -84,7 +84,8 @@ def _compare(model: nn.Module, file: Path, images: Tensor) -> None:
 
     with torch.inference_mode():
         expected = model.eval()(images).numpy()
-    got = open_engine(file)(images.numpy())
+    run, _ = open_engine(file)
+    got = run(images.numpy())
     distance = float(np.linalg.norm(got - expected) / max(np.linalg.norm(expected), 1e-12))
     rounding = any(True for m in model.modules() if hasattr(m, "weight_quantizer"))
     if distance > (0.05 if rounding else AGREE) or not np.isfinite(distance):

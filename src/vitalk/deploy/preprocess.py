@@ -46,7 +46,9 @@ class Preprocess:
             ("crop mode", self.crop_mode, [*CROP_MODES]),
         ):
             if value not in known:
-                raise UserError(f"there is no {name} {value!r}; use one of {', '.join(known)}.{nearest(str(value), known)}")
+                raise UserError(
+                    f"there is no {name} {value!r}; use one of {', '.join(known)}.{nearest(str(value), known)}"
+                )
         if len(self.size) != 2 or min(self.size) < 1:
             raise UserError(f"the input size must be two positive numbers of pixels, got {self.size}")
         if not 0 < self.crop_pct < math.inf:
@@ -64,7 +66,9 @@ class Preprocess:
         """
         channels, height, width = cfg.get("input_size") or (3, 224, 224)
         if channels != 3:
-            raise UserError(f"pictures have 3 channels, this model takes {channels}; only models of RGB pictures can see")
+            raise UserError(
+                f"pictures have 3 channels, this model takes {channels}; only models of RGB pictures can see"
+            )
         given = {k: cfg[k] for k in ("crop_pct", "interpolation", "crop_mode") if cfg.get(k)}
         given.update({k: tuple(float(v) for v in cfg[k]) for k in ("mean", "std") if cfg.get(k)})
         return cls(size=(int(height), int(width)), **given)
@@ -82,7 +86,9 @@ class Preprocess:
         except UserError:
             raise
         except (ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"the preprocessing {text[:60]!r} cannot be read ({error}); export the model again") from None
+            raise UserError(
+                f"the preprocessing {text[:60]!r} cannot be read ({error}); export the model again"
+            ) from None
 
     @property
     def resize(self) -> tuple[int, int]:

@@ -37,9 +37,7 @@ class Eye:
     run: Run
 
     @classmethod
-    def load(
-        cls, model: str | Path | None = None, engine: Engine = "onnxruntime", threads: int | None = None
-    ) -> Self:
+    def load(cls, model: str | Path | None = None, engine: Engine = "onnxruntime", threads: int | None = None) -> Self:
         """Open an ONNX file made by ``vitalk export`` or ``vitalk compress``, or a packaged model ("eye" by default).
 
         engine: "onnxruntime", or "openvino" (from ``vitalk[bench]``), which computes in bfloat16 where the CPU can.
@@ -48,12 +46,7 @@ class Eye:
         Raises UserError for models and engines that do not exist, and for files that are damaged or carry no labels.
         """
         path = find_model(model)
-        engines = {"onnxruntime": _onnxruntime, "openvino": _openvino}
-        if engine not in engines:
-            raise UserError(f"there is no engine {engine}; use onnxruntime or openvino.{nearest(engine, [*engines])}")
-        if threads is not None and threads < 1:
-            raise UserError(f"threads must be 1 or more, got {threads}")
-        run, metadata = engines[engine](path, threads)
+        run, metadata = open_engine(path, engine, threads)
         if not {"vitalk.preprocess", "vitalk.labels"} <= metadata.keys():
             raise UserError(f"{path} does not say how to see with it; make it with vitalk export MODEL -o {path.name}")
         try:
@@ -86,7 +79,9 @@ class Eye:
         """
         batch, expected = np.asarray(batch), (3, *self.preprocess.size)
         if batch.ndim != 4 or batch.shape[1:] != expected or len(batch) == 0:
-            raise UserError(f"the input must have the shape [batch, {', '.join(map(str, expected))}], got {batch.shape}")
+            raise UserError(
+                f"the input must have the shape [batch, {', '.join(map(str, expected))}], got {batch.shape}"
+            )
         out = self.run(np.ascontiguousarray(batch, np.float32))
         if out.shape != (len(batch), len(self.labels)):
             raise UserError(f"{self.name} has {len(self.labels)} labels but puts out {out.shape}; export it again")
@@ -125,6 +120,16 @@ def find_model(model: str | Path | None = None) -> Path:
         f"there is no packaged model {name} (there is: {known}); name an ONNX file, which"
         f" vitalk export {name} -o FILE.onnx makes of timm models.{nearest(name, [*packaged])}"
     )
+
+
+def open_engine(path: Path, engine: Engine = "onnxruntime", threads: int | None = None) -> tuple[Run, dict[str, str]]:
+    """An ONNX file in an engine, ready to be called, and the metadata that it carries. Raises as ``Eye.load``."""
+    engines = {"onnxruntime": _onnxruntime, "openvino": _openvino}
+    if engine not in engines:
+        raise UserError(f"there is no engine {engine}; use onnxruntime or openvino.{nearest(engine, [*engines])}")
+    if threads is not None and threads < 1:
+        raise UserError(f"threads must be 1 or more, got {threads}")
+    return engines[engine](path, threads)
 
 
 def _onnxruntime(path: Path, threads: int | None) -> tuple[Run, dict[str, str]]:

@@ -4,6 +4,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -80,8 +81,8 @@ def train(pixels: Tensor, labels: Tensor, seconds: float, tick: Callable[[], obj
         seed_everything(0, verbose=False)
         classifier = Classifier("deit_tiny_patch16_224", SMALL, num_classes=10, lr=1e-3, warmup_steps=steps // 10)
         trainer = Trainer(
-            accelerator="cpu", devices=1, max_steps=steps, logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False, callbacks=[Ticks(tick)],
+            accelerator="cpu", devices=1, max_steps=steps, max_time=timedelta(seconds=seconds), logger=False,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[Ticks(tick)],
         )  # fmt: skip
         trainer.fit(classifier, batches)
         return classifier
@@ -90,8 +91,8 @@ def train(pixels: Tensor, labels: Tensor, seconds: float, tick: Callable[[], obj
     start = time.perf_counter()
     fit(10)
     pace = (time.perf_counter() - start) / 10
-    steps = max(int((seconds - 12 * pace) / pace), 10)
-    return fit(steps).model.eval(), steps
+    classifier = fit(max(int((seconds - 12 * pace) / pace), 10))
+    return classifier.model.eval(), classifier.trainer.global_step
 
 
 @torch.inference_mode()
