@@ -1,5 +1,7 @@
 """``vitalk bench vision``: this package against its peers, in one run, on this machine."""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -159,7 +161,7 @@ def summarize(rows: list[dict[str, Any]], measured: dict[str, dict[int, float]],
                 }
             )  # fmt: skip
     peaks = {kind: measured[f"peak-{kind}"][1] for kind in ("fp32", "bf16", "int8")}
-    command = "vitalk bench vision"
+    command = shlex.join(["vitalk", *sys.argv[1:]])
     return {"machine": machine(), "command": command, "keep_rate": keep, "peak_macs_per_second": peaks, "rows": table}
 
 
