@@ -221,6 +221,7 @@ def test_verdicts_follow_the_figures():
     assert judge(79.9, found(69.0, 65.0, 70.3, 78.9)) == "direction only"
     assert judge(79.9, found(60.0, 33.2, 70.3, 78.9)) == "direction only"
     assert judge(79.9, found(69.0, 70.0, 70.3, 78.9)) == "not reproduced"
+    assert judge(79.9, found(69.0, 68.5, 70.3, 78.9)) == "not reproduced"  # within what other pictures would change
 
 
 def test_the_recipe_has_the_presets():

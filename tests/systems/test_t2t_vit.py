@@ -27,6 +27,7 @@ from vitalk.systems.t2t_vit import (
 from vitalk.systems.t2t_vit.checkpoint import convert
 from vitalk.vision.cost import count
 from vitalk.vision.data import data_root
+from vitalk.vision.experiments import Comparison
 from vitalk.vision.tokens import TokenReducer, Trunk
 
 SMALL = {"img_size": 32, "splits": [(3, 2, 1), (3, 2, 1)], "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -440,7 +441,8 @@ def test_recipes_build_their_model(preset):
 def test_the_verdict_follows_from_the_numbers(performer, transformer, convolutions, verdict):
     top1 = {"patches": [70.0, 70.1, 69.9], "performer": performer}
     top1 |= {"transformer": transformer, "convolutions": convolutions}
-    assert reproduce.judge(top1, {"performer": 4.0, "transformer": 16.0}, "nothing").verdict == verdict
+    found = Comparison(top1, 100, 64)
+    assert reproduce.judge(found, {"performer": 4.0, "transformer": 16.0}, "nothing").verdict == verdict
 
 
 @pytest.mark.data

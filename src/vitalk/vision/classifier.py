@@ -23,6 +23,8 @@ class Classifier(LightningModule):
     model, model_args: for ``timm.create_model``; drop path is ``model_args: {drop_path_rate: 0.1}``.
     init: weights to start from, a ``.safetensors`` file or checkpoint; a head of another size is dropped.
     optimizer: a timm name ("adamw", "muon", "lamb"); lr: at the end of the warm-up, for the whole global batch.
+    fused_attn: False multiplies out the attention of timm blocks, which trains faster on CPUs with some hundred
+    tokens at most: the backward pass of the fused kernel is slow there.
     layer_decay: learning rates fall by this factor a block from the head down; None for one rate.
     warmup_steps, min_lr: linear warm-up, then a half cosine to ``min_lr``.
     mixup, cutmix: their beta parameters, 0 turns each off; smoothing: of the labels.
@@ -40,6 +42,7 @@ class Classifier(LightningModule):
         model_args: dict[str, Any] | None = None,
         num_classes: int = 1000,
         init: str | None = None,
+        fused_attn: bool = True,
         optimizer: str = "adamw",
         optimizer_args: dict[str, Any] | None = None,
         lr: float = 5e-4,
@@ -63,6 +66,10 @@ class Classifier(LightningModule):
         self.model = create(model, num_classes, model_args or {}).to(memory_format=torch.channels_last)
         if init is not None:
             load_weights(self.model, init)
+        if not fused_attn:
+            for module in self.model.modules():
+                if hasattr(module, "fused_attn"):
+                    module.fused_attn = False
         self.mix = None
         if mixup or cutmix:
             self.mix = Mixup(

@@ -204,7 +204,8 @@ def attend(attn: Attention, x: Tensor, size: Tensor | None, needs: frozenset[str
 
     Where nothing is asked for, it is the module's own forward. The fused kernel serves the output otherwise, and
     the class token's row costs one extra row of the attention map; the whole map exists only where it is needed
-    itself or where the module computes it anyway (``SiteAttention``). What is shown is free of attention dropout.
+    itself or where the module computes it anyway (``SiteAttention``, ``fused_attn`` off). What is shown is free of
+    attention dropout.
     Proportional attention: ToMe, arXiv 2210.09461, eq. 1.
 
     x: [batch, tokens, dim] -> [batch, tokens, dim]. size: [batch, tokens], positive.
@@ -216,7 +217,7 @@ def attend(attn: Attention, x: Tensor, size: Tensor | None, needs: frozenset[str
     q, k = attn.q_norm(q), attn.k_norm(k)
     bias = None if size is None else size.log().to(q.dtype)[:, None, None, :]
     row = whole = None
-    if isinstance(attn, SiteAttention) or "attention" in needs:
+    if isinstance(attn, SiteAttention) or not attn.fused_attn or "attention" in needs:
         times = (attn.matmul1, attn.matmul2) if isinstance(attn, SiteAttention) else (torch.matmul, torch.matmul)
         whole = _softmax(times[0](q * attn.scale, k.transpose(-2, -1)), bias)
         out = times[1](attn.attn_drop(whole), v)

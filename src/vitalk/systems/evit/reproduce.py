@@ -1,28 +1,20 @@
 """EViT's headline claim, measured: cheaper and faster at almost the same accuracy, and ranking by attention is why."""
 
 import copy
-import logging
-import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
-from lightning import Callback, Trainer, seed_everything
-from rich.progress import Progress
+from lightning import seed_everything
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
 from vitalk.measurement import Measurement, Verdict
 from vitalk.vision.classifier import Classifier
 from vitalk.vision.cost import count, latencies
-from vitalk.vision.data import cifar_arrays
+from vitalk.vision.experiments import Pictures, budget, fit, top1
 from vitalk.vision.tokens import Trunk
 
 from .method import KeepAttentive, evit
@@ -31,7 +23,6 @@ KEEP = 0.7
 BATCH = 128
 # Depth and reducing blocks are the paper's; the width is what a CPU trains in minutes. 64 patches of 4 x 4 pixels.
 SMALL = {"img_size": 32, "patch_size": 4, "embed_dim": 96, "num_heads": 3, "keep_rate": 1.0}
-QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 
 class KeepRandom(KeepAttentive):
@@ -51,42 +42,6 @@ class KeepInverse(KeepAttentive):
 
 
 RANKINGS = {"attention": KeepAttentive, "random": KeepRandom, "inverse": KeepInverse}
-
-
-class Pictures(Dataset):
-    """CIFAR-10 in memory, whole batches at a time: images [batch, 3, 32, 32], normalised, and labels [batch]."""
-
-    def __init__(self, root: Path, split: str, number: int, augment: bool):
-        self.pixels, self.labels = cifar_arrays(root / "images" / "cifar10", split, number)
-        self.augment = augment
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: list[int]) -> tuple[Tensor, Tensor]:
-        x = self.pixels[index].float() / 255
-        if self.augment:
-            x = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x)
-            x = F.pad(x, (4, 4, 4, 4), mode="reflect")
-            row, column = (torch.randint(9, (len(x), 1)) + torch.arange(32) for _ in range(2))
-            x = x[torch.arange(len(x))[:, None, None], :, row[:, :, None], column[:, None]].permute(0, 3, 1, 2)
-        average, spread = (torch.tensor(v)[:, None, None] for v in ((0.491, 0.482, 0.447), (0.247, 0.244, 0.262)))
-        return (x - average) / spread, self.labels[index]
-
-    def batches(self) -> DataLoader:
-        """Shuffled where augmented."""
-        order = RandomSampler(self) if self.augment else SequentialSampler(self)
-        return DataLoader(self, batch_size=None, sampler=BatchSampler(order, BATCH, drop_last=self.augment))
-
-
-class Ticks(Callback):
-    """Tells a progress bar about every training step."""
-
-    def __init__(self, tick: Callable[[], object]):
-        self.tick = tick
-
-    def on_train_batch_end(self, *_: Any) -> None:  # noqa: D102
-        self.tick()
 
 
 @dataclass
@@ -128,30 +83,7 @@ def reduced(classifier: Classifier, ranking: str, fuse: bool) -> Classifier:
 
 def classifier(lr: float, warmup: int) -> Classifier:
     """The small dense model, ready to train."""
-    return Classifier("evit_deit_tiny", model_args=SMALL, num_classes=10, lr=lr, warmup_steps=warmup)
-
-
-def fit(
-    model: Classifier,
-    pictures: Pictures,
-    steps: int,
-    tick: Callable[[], object] = lambda: None,
-    seconds: float | None = None,
-) -> float:
-    """Train for ``steps`` steps, or for ``seconds`` where those are over before; returns the seconds a step took."""
-    start = time.perf_counter()
-    limit = None if seconds is None else timedelta(seconds=seconds)
-    trainer = Trainer(
-        accelerator="cpu", devices=1, max_steps=steps, max_epochs=-1, max_time=limit, callbacks=[Ticks(tick)], **QUIET
-    )
-    trainer.fit(model, pictures.batches())
-    return (time.perf_counter() - start) / max(trainer.global_step, 1)
-
-
-def accuracy(model: Classifier, pictures: Pictures) -> float:
-    """Top-1 on the test pictures, percent."""
-    trainer = Trainer(accelerator="cpu", devices=1, **QUIET)
-    return 100 * trainer.validate(model, pictures.batches(), verbose=False)[0]["val/top1"]
+    return Classifier("evit_deit_tiny", SMALL, num_classes=10, fused_attn=False, lr=lr, warmup_steps=warmup)
 
 
 @dataclass
@@ -193,22 +125,22 @@ def experiment(
     seed_everything(seed, verbose=False)
     plan = Plan.for_seconds(seconds, step)
     base = classifier(1e-3, plan.steps // 10)
-    step = fit(base, train, plan.steps, tick, seconds=0.6 * seconds)
+    step = fit(base, train, plan.steps, BATCH, tick, seconds=0.6 * seconds)
     plan = Plan(min(plan.steps, base.trainer.global_step), Plan.for_seconds(seconds, step).tuning, len(test))
-    found = {"shelf dense": accuracy(base, test)}
+    found = {"shelf dense": top1(base, test)}
     for ranking in RANKINGS:
         for fuse in (True, False):
             draws = 2 if ranking == "random" else 1
             model = reduced(base, ranking, fuse)
-            found[f"shelf {ranking}{' fused' * fuse}"] = mean(accuracy(model, test) for _ in range(draws))
+            found[f"shelf {ranking}{' fused' * fuse}"] = mean(top1(model, test) for _ in range(draws))
     variants = {f"tuned {ranking} fused": reduced(base, ranking, True) for ranking in RANKINGS}
     variants |= {"tuned attention": reduced(base, "attention", False), "tuned dense": base}
     for name, model in variants.items():
         seed_everything(1000 + seed, verbose=False)  # every variant sees the same batches
         tuned = classifier(2e-4, 0)
         tuned.model = model.model
-        fit(tuned, train, plan.tuning, tick)
-        found[name] = accuracy(tuned, test)
+        fit(tuned, train, plan.tuning, BATCH, tick)
+        found[name] = top1(tuned, test)
     return Run(found, plan, step)
 
 
@@ -231,28 +163,17 @@ def measure(minutes: float, data: Path) -> Measurement:
 
     minutes: the time that it may take; longer trains longer, on more seeds. data: root of the data sets.
     """
-    start = time.perf_counter()
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), Progress(transient=True) as progress:
-        warnings.simplefilter("ignore")
-        bar = progress.add_task("EViT: MACs and throughput", total=60 * minutes)
-
-        def tick() -> float:
-            progress.update(bar, completed=time.perf_counter() - start)
-            return 60 * minutes - (time.perf_counter() - start)
-
+    with budget("EViT", minutes) as time:
+        time.tick("MACs and throughput")
         speed = efficiency(0.1 * 60 * minutes)
-        tick()
-        progress.update(bar, description="EViT: training and fine-tuning")
-        train = Pictures(data, "train", 50_000, augment=True)
-        trial = classifier(1e-3, 0)
-        fit(trial, train, 2)  # warms up
-        step = fit(trial, train, 8)
+        time.tick("training and fine-tuning")
+        train = Pictures.cifar10(data, "train", padding=4)
+        step = fit(classifier(1e-3, 0), train, 12, BATCH)
         seeds = 3 if minutes >= 60 else 2 if minutes >= 20 else 1
-        test = Pictures(data, "test", Plan.for_seconds(tick() / seeds, step).tests, augment=False)
+        test = Pictures.cifar10(data, "test", Plan.for_seconds(time.tick() / seeds, step).tests)
         runs: list[Run] = []
         for seed in range(seeds):
-            runs.append(experiment(train, test, tick() / (seeds - seed), step, seed, tick))
+            runs.append(experiment(train, test, time.tick() / (seeds - seed), step, seed, time.tick))
             step = runs[-1].step
     return report(speed, runs)
 

@@ -1,24 +1,16 @@
 """Tokens-to-token against a plain patch embedding in front of one backbone, and what its attention costs."""
 
-import logging
 import statistics
-import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Callback, Trainer, seed_everything
-from rich.progress import Progress
-from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
 from vitalk.measurement import Measurement, Verdict
 from vitalk.vision.classifier import Classifier
 from vitalk.vision.cost import count, latencies
-from vitalk.vision.data import cifar_arrays
+from vitalk.vision.experiments import Comparison, Pictures, budget, compare
 
 from .tokens import TokenLayer
 
@@ -32,46 +24,32 @@ EMBEDDINGS: dict[str, dict[str, Any]] = {
 }
 BACKBONE = {"img_size": 32, "token_dim": 32, "embed_dim": 64, "depth": 4, "num_heads": 2, "mlp_ratio": 2.0}
 PUBLISHED = {"convolutions": 1.3, "performer": 2.0, "transformer": 2.2}
-SEEDS, BATCH, PILOT = 3, 64, 8
+SEEDS, BATCH = 3, 64
 
 
 def measure(minutes: float, data: Path) -> Measurement:
     """Top-1 of the same small backbone behind four embeddings on CIFAR-10 (ImageNet in the paper, table 5).
 
-    minutes: the budget; all runs get the same number of steps, which follows from it. A seed that would no longer
-    fit is left out. data: the data root.
+    minutes: the budget; all runs get the same number of steps, which follows from it. data: the data root.
     """
-    end = time.monotonic() + 60 * minutes
-    train = Pictures(*cifar_arrays(data / "images/cifar10", "train", int(min(20_000, max(1_000, 600 * minutes)))))
-    test = Pictures(*cifar_arrays(data / "images/cifar10", "test", int(min(5_000, max(500, 1_000 * minutes)))))
-    growth = attention_growth(seconds=6 * minutes)
-    top1: dict[str, list[float]] = {name: [] for name in EMBEDDINGS}
-    with _quiet(), Progress(transient=True) as progress:
-        task = progress.add_task("timing", total=None)
-        paces = [_fit(name, 0, train, PILOT, Clock(progress, task))[1].pace() for name in EMBEDDINGS]
-        # Evaluation and Lightning's own start take a part of what is left; a fifth is kept for them and for drift.
-        steps = max(PILOT, int(0.8 * (end - time.monotonic()) / (SEEDS * sum(paces))))
-        progress.update(task, total=SEEDS * len(EMBEDDINGS) * steps, completed=0)
-        for seed in range(SEEDS):
-            started = time.monotonic()
-            for name, scores in top1.items():
-                progress.update(task, description=f"{name}, seed {seed}")
-                model, clock = _fit(name, seed, train, steps, Clock(progress, task))
-                scores.append(100 * clock.trainer.validate(model, _loader(test, False), verbose=False)[0]["val/top1"])
-            if seed and 2 * time.monotonic() - started > end:
-                break
-    return judge(top1, growth, f"CIFAR-10, {len(train)} pictures, {steps * BATCH / len(train):.1f} epochs each")
+    with budget("T2T-ViT", minutes) as time:
+        train = Pictures.cifar10(data, "train", int(min(50_000, max(1_000, 5_000 * minutes))), padding=4)
+        test = Pictures.cifar10(data, "test", int(min(10_000, max(500, 1_000 * minutes))))
+        growth = attention_growth(seconds=6 * minutes)
+        makers = {name: partial(_classifier, name) for name in EMBEDDINGS}
+        found = compare(makers, train, test, time, SEEDS, BATCH)
+    epochs = found.steps * BATCH / len(train)
+    return judge(found, growth, f"CIFAR-10, {len(train)} pictures, {epochs:.1f} epochs each, {len(test)} for testing")
 
 
-def judge(top1: dict[str, list[float]], growth: dict[str, float], data: str) -> Measurement:
-    """The measurement that the top-1 accuracies [%] by embedding and seed and the growth of the times amount to.
+def judge(found: Comparison, growth: dict[str, float], data: str) -> Measurement:
+    """The measurement that the accuracies by embedding and seed and the growth of the times amount to.
 
     "direction only" takes a gain of the Performer over patches that is more than two standard errors above zero;
     "reproduced" also half the published gain or more, and the paper's order of all four.
     """
-    gains = {name: [a - b for a, b in zip(top1[name], top1["patches"], strict=True)] for name in PUBLISHED}
-    mean = {name: statistics.mean(values) for name, values in gains.items()}
-    noise = {name: _standard_error(values) for name, values in gains.items()}
+    gains = {name: found.gain(name, "patches") for name in PUBLISHED}
+    mean, noise = ({name: gain[i] for name, gain in gains.items()} for i in (0, 1))
     verdict: Verdict = "not reproduced"
     if mean["performer"] > 2 * noise["performer"]:
         ordered = (
@@ -89,11 +67,11 @@ def judge(top1: dict[str, list[float]], growth: dict[str, float], data: str) -> 
         measured=", ".join(f"{name} {mean[name]:+.1f} ± {noise[name]:.1f}" for name in PUBLISHED)
         + f" points; time of a token layer for 4 times the tokens: performer x{growth['performer']:.1f},"
         f" transformer x{growth['transformer']:.1f}",
-        baseline=f"patches {statistics.mean(top1['patches']):.1f} % top-1",
+        baseline=f"patches {statistics.mean(found.top1['patches']):.1f} % top-1",
         verdict=verdict,
-        data=f"{data}, {len(top1['patches'])} seeds",
+        data=f"{data}, {len(found.top1['patches'])} seeds",
         details={
-            "top1": top1,
+            "top1": {name: [round(v, 2) for v in values] for name, values in found.top1.items()},
             "params": {name: cost.params for name, cost in costs.items()},
             "macs": {name: cost.macs for name, cost in costs.items()},
             **{f"growth_{name}": value for name, value in growth.items()},
@@ -118,79 +96,6 @@ def attention_growth(seconds: float, sides: tuple[int, int] = (56, 112)) -> dict
     return {kind: taken[f"{kind} {sides[1]}"] / taken[f"{kind} {sides[0]}"] for kind in layers}
 
 
-class Pictures(Dataset):
-    """Pictures in memory that are taken out batch by batch, flipped at random where ``flip`` is set."""
-
-    def __init__(self, pictures: Tensor, labels: Tensor) -> None:
-        self.pictures = (pictures.float() / 255 - 0.47) / 0.25
-        self.labels, self.flip = labels, False
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, rows: list[int]) -> tuple[Tensor, Tensor]:
-        pictures = self.pictures[rows]
-        if self.flip:
-            pictures = torch.where(torch.rand(len(rows), 1, 1, 1) < 0.5, pictures.flip(-1), pictures)
-        return pictures, self.labels[rows]
-
-
-class Clock(Callback):
-    """Moves the progress bar and keeps the time of every step."""
-
-    def __init__(self, progress: Progress, task: Any) -> None:
-        self.progress, self.task, self.times = progress, task, [time.monotonic()]
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:  # noqa: D102
-        self.trainer = trainer
-        self.times.append(time.monotonic())
-        self.progress.advance(self.task)
-
-    def pace(self) -> float:
-        """Median seconds a step, the first ones left out."""
-        return statistics.median(b - a for a, b in zip(self.times[3:], self.times[4:], strict=False))
-
-
 def _classifier(name: str, steps: int = 1) -> Classifier:
     arguments = {**BACKBONE, **EMBEDDINGS[name]}
-    return Classifier("t2t_vit_7", arguments, num_classes=10, lr=2e-3, warmup_steps=steps // 10)
-
-
-def _fit(name: str, seed: int, pictures: Pictures, steps: int, clock: Clock) -> tuple[Classifier, Clock]:
-    seed_everything(seed, verbose=False)
-    model = _classifier(name, steps)
-    trainer = Trainer(
-        max_steps=steps,
-        accelerator="cpu",
-        logger=False,
-        callbacks=[clock],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(model, _loader(pictures, True))
-    return model, clock
-
-
-def _loader(pictures: Pictures, training: bool) -> DataLoader:
-    pictures.flip = training
-    order = RandomSampler(pictures) if training else SequentialSampler(pictures)
-    return DataLoader(pictures, batch_size=None, sampler=BatchSampler(order, BATCH, drop_last=training))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Lightning's advice, which would be printed for each of the many short runs."""
-    log = logging.getLogger("lightning.pytorch")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)
-
-
-def _standard_error(values: list[float]) -> float:
-    return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("inf")
+    return Classifier("t2t_vit_7", arguments, num_classes=10, fused_attn=False, lr=2e-3, warmup_steps=steps // 10)

@@ -1,0 +1,203 @@
+"""Training claims at small scale: equal budgets, pictures in memory, accuracies by seed.
+
+with budget("T2T-ViT", minutes) as time:
+    found = compare({"patches": make, "overlapping": make_other}, train, test, time)
+"""
+
+import logging
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning import Callback, Trainer, seed_everything
+from rich.progress import Progress
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
+
+from .classifier import Classifier
+from .data import cifar_arrays
+
+MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.244, 0.262)  # of CIFAR-10
+PILOT = 8  # steps that find out how long a step takes
+
+
+class Pictures(Dataset):
+    """Pictures in memory, a batch at a time: ``self[indices]`` is (images, labels).
+
+    pixels: uint8 [pictures, 3, height, width]; images come normalised as floats [batch, 3, height, width].
+    labels: [pictures]. padding: None, or training mode: pictures are flipped at random and shifted by up to so
+    many pixels each way, each by itself, the border reflected.
+    """
+
+    def __init__(
+        self,
+        pixels: Tensor,
+        labels: Tensor,
+        padding: int | None = None,
+        mean: tuple[float, ...] = MEAN,
+        std: tuple[float, ...] = STD,
+    ):
+        self.pixels, self.labels, self.padding = pixels, labels, padding
+        self.mean, self.std = (torch.tensor(v)[:, None, None] for v in (mean, std))
+
+    @classmethod
+    def cifar10(cls, data: Path, split: str, count: int = 50_000, padding: int | None = None) -> "Pictures":
+        """The first ``count`` pictures of CIFAR-10 below the data root."""
+        return cls(*cifar_arrays(data / "images" / "cifar10", split, count), padding)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: list[int]) -> tuple[Tensor, Tensor]:
+        x = self.pixels[index].float() / 255
+        if self.padding is not None:
+            x = self._shifted(torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x))
+        return (x - self.mean) / self.std, self.labels[index]
+
+    def batches(self, size: int) -> DataLoader:
+        """Batches of ``size``: shuffled and whole ones only in training mode, else in order."""
+        training = self.padding is not None
+        order = RandomSampler(self) if training else SequentialSampler(self)
+        return DataLoader(self, batch_size=None, sampler=BatchSampler(order, size, drop_last=training))
+
+    def _shifted(self, x: Tensor) -> Tensor:
+        if not self.padding:
+            return x
+        height, width = x.shape[2:]
+        x = F.pad(x, (self.padding,) * 4, mode="reflect")
+        row = torch.randint(2 * self.padding + 1, (len(x), 1)) + torch.arange(height)
+        column = torch.randint(2 * self.padding + 1, (len(x), 1)) + torch.arange(width)
+        return x[torch.arange(len(x))[:, None, None], :, row[:, :, None], column[:, None]].permute(0, 3, 1, 2)
+
+
+class Budget:
+    """The time that a measurement may take, drawn as a progress bar; ``budget`` makes one."""
+
+    def __init__(self, title: str, seconds: float, progress: Progress):
+        self.title, self.seconds, self.start = title, seconds, time.monotonic()
+        self._progress, self._task = progress, progress.add_task(title, total=seconds)
+
+    def tick(self, doing: str | None = None) -> float:
+        """Move the bar, and write what is going on; the seconds that are left, below 0 when it is overdrawn."""
+        spent = time.monotonic() - self.start
+        named = {} if doing is None else {"description": f"{self.title}: {doing}"}
+        self._progress.update(self._task, completed=min(spent, self.seconds), **named)
+        return self.seconds - spent
+
+
+@contextmanager
+def budget(title: str, minutes: float) -> Iterator[Budget]:
+    """A ``Budget`` of so many minutes, within which Lightning keeps its advice on short runs to itself."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), Progress(transient=True) as progress:
+            warnings.simplefilter("ignore")
+            yield Budget(title, 60 * minutes, progress)
+    finally:
+        log.setLevel(level)
+
+
+class _Clock(Callback):
+    def __init__(self, tick: Callable[[], object]):
+        self.tick, self.times = tick, [time.monotonic()]
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.times.append(time.monotonic())
+        self.tick()
+
+
+def fit(
+    model: Classifier,
+    pictures: Pictures,
+    steps: int,
+    batch: int = 128,
+    tick: Callable[[], object] = lambda: None,
+    seconds: float | None = None,
+) -> float:
+    """Train for ``steps`` steps, or for ``seconds`` where those are over before; the median seconds of a step.
+
+    tick: called after every step. ``model.trainer.global_step`` is the number of steps done.
+    """
+    clock = _Clock(tick)
+    trainer = Trainer(
+        accelerator="auto", devices=1, max_steps=steps, max_epochs=-1, callbacks=[clock], logger=False,
+        max_time=None if seconds is None else timedelta(seconds=seconds),
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(model, pictures.batches(batch))
+    taken = [after - before for before, after in zip(clock.times, clock.times[1:], strict=False)]
+    return statistics.median(taken[2:] or taken)
+
+
+@torch.inference_mode()
+def top1(model: nn.Module, pictures: Pictures, batch: int = 250) -> float:
+    """Top-1 accuracy in percent, in eval mode on the device of the model."""
+    training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    hits = sum(int((model(x.to(device)).argmax(1).cpu() == y).sum()) for x, y in pictures.batches(batch))
+    model.train(training)
+    return 100 * hits / len(pictures)
+
+
+@dataclass
+class Comparison:
+    """Top-1 accuracies in percent by model and seed, and the steps that each model was trained for on each seed."""
+
+    top1: dict[str, list[float]]
+    steps: int
+    batch: int
+
+    def gain(self, name: str, baseline: str) -> tuple[float, float]:
+        """(mean, standard error) of the points that ``name`` is ahead of ``baseline``, paired by seed.
+
+        The error of a single seed is infinite: it shows nothing.
+        """
+        gains = [a - b for a, b in zip(self.top1[name], self.top1[baseline], strict=True)]
+        error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else float("inf")
+        return statistics.mean(gains), error
+
+
+def compare(
+    models: dict[str, Callable[[int], Classifier]],
+    train: Pictures,
+    test: Pictures,
+    time: Budget,
+    seeds: int = 3,
+    batch: int = 128,
+) -> Comparison:
+    """Train every model on every seed for equally many steps, as many as the time allows, and evaluate it.
+
+    models: name -> a function that builds the classifier, given the number of steps (for its warm-up). A seed that
+    would no longer fit is left out for all models.
+    """
+    paces = []
+    for name, make in models.items():
+        seed_everything(0, verbose=False)
+        time.tick(f"timing {name}")
+        paces.append(fit(make(PILOT), train, PILOT, batch))
+    # Evaluation and Lightning's own start take a part of what is left; a sixth is kept for them and for drift.
+    steps = max(PILOT, int(time.tick() * 5 / 6 / (seeds * sum(paces))))
+    found: dict[str, list[float]] = {name: [] for name in models}
+    for seed in range(seeds):
+        before = time.tick()
+        for name, make in models.items():
+            seed_everything(seed, verbose=False)
+            time.tick(f"{name}, seed {seed}")
+            model = make(steps)
+            fit(model, train, steps, batch, time.tick)
+            found[name].append(top1(model, test))
+        left = time.tick()
+        if left < 0.9 * (before - left):
+            break
+    return Comparison(found, steps, batch)

@@ -1,0 +1,75 @@
+"""Short training runs: pictures in memory, equal budgets, verdicts that know their noise."""
+
+import math
+
+import pytest
+import torch
+
+from vitalk.vision.classifier import Classifier
+from vitalk.vision.experiments import Comparison, Pictures, budget, compare, fit, top1
+
+SMALL = {"img_size": 8, "patch_size": 4, "embed_dim": 12, "depth": 1, "num_heads": 2}
+
+
+def colours(count=96, padding=None):
+    """Two classes that a linear model tells apart: dark and bright pictures of 8 x 8 pixels."""
+    labels = torch.arange(count) % 2
+    noise = torch.randint(0, 60, (count, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+    return Pictures((noise + 150 * labels[:, None, None, None]).to(torch.uint8), labels, padding)
+
+
+def classifier(steps=1):
+    return Classifier("deit_tiny_patch16_224", SMALL, num_classes=2, lr=3e-3, smoothing=0.0)
+
+
+def test_pictures_are_normalised_and_in_order_outside_training():
+    pictures = colours()
+    images, labels = next(iter(pictures.batches(32)))
+    assert torch.equal(labels, pictures.labels[:32])
+    back = images * pictures.std + pictures.mean
+    torch.testing.assert_close(back * 255, pictures.pixels[:32].float(), atol=1e-3, rtol=0)
+
+
+def test_training_pictures_are_windows_of_the_reflected_picture():
+    torch.manual_seed(0)
+    ramp = torch.arange(64, dtype=torch.uint8).reshape(1, 1, 8, 8).repeat(40, 3, 1, 1)
+    pictures = Pictures(ramp, torch.zeros(40, dtype=torch.long), padding=2, mean=(0, 0, 0), std=(1, 1, 1))
+    images = pictures[list(range(40))][0] * 255
+    wide = torch.nn.functional.pad(ramp[:1].float(), (2, 2, 2, 2), mode="reflect")
+    windows = wide.unfold(2, 8, 1).unfold(3, 8, 1)[0, 0].reshape(-1, 8, 8)
+    wide_flipped = torch.nn.functional.pad(ramp[:1].float().flip(3), (2, 2, 2, 2), mode="reflect")
+    windows = torch.cat([windows, wide_flipped.unfold(2, 8, 1).unfold(3, 8, 1)[0, 0].reshape(-1, 8, 8)])
+    for image in images[:, 0]:
+        assert ((windows - image).abs().amax((1, 2)) < 1e-3).any()
+    assert len({tuple(i.flatten().round().tolist()) for i in images[:, 0]}) > 10  # each by itself
+
+
+def test_a_short_run_learns_and_counts_its_steps():
+    torch.manual_seed(0)
+    model, ticks = classifier(), []
+    before = top1(model, colours())
+    with budget("test", 1):
+        pace = fit(model, colours(padding=0), 30, 32, lambda: ticks.append(1))
+    assert len(ticks) == model.trainer.global_step == 30 and 0 < pace < 1
+    assert top1(model, colours()) == 100.0 >= before
+
+
+def test_all_models_get_the_same_steps_and_seeds():
+    asked = []
+
+    def make(steps):
+        asked.append(steps)
+        return classifier()
+
+    with budget("test", 0.02) as time:
+        found = compare({"a": make, "b": make}, colours(padding=0), colours(), time, seeds=2, batch=32)
+    assert len(set(asked[2:])) == 1 and asked[2] == found.steps >= 8
+    assert len(found.top1["a"]) == len(found.top1["b"]) in (1, 2)
+    assert found.top1["a"] == found.top1["b"]  # same seeds, same batches: the same model
+
+
+def test_gains_are_paired_by_seed():
+    found = Comparison({"ours": [50.0, 60.0, 70.0], "base": [49.0, 58.0, 69.0]}, 10, 32)
+    mean, error = found.gain("ours", "base")
+    assert mean == pytest.approx(4 / 3) and error == pytest.approx(1 / 3)
+    assert math.isinf(Comparison({"ours": [50.0], "base": [40.0]}, 10, 32).gain("ours", "base")[1])
