@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,3 +35,24 @@ class staging:
             for file in self.folder.iterdir():
                 os.replace(file, self.target / file.name)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def write_whole(path: Path, content: str | bytes) -> Path:
+    """Write a file under a temporary name and rename it, so that ``path`` never holds half of it.
+
+    Raises UserError where the folder cannot be written to, or the disk is full.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}); choose another place or free space"
+        ) from None
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+    return path

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vitalk.errors import UserError
+from vitalk.files import write_whole
 
 Verdict = Literal["reproduced", "direction only", "not reproduced"]
 
@@ -61,18 +62,6 @@ class Measurement:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise UserError(f"{path} is not a measurement ({error}); remove it or measure again") from None
-
-
-def write_whole(path: Path, text: str) -> Path:
-    """Write a text file under a temporary name and rename it, so that ``path`` never holds half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
 
 
 def checkout() -> Path | None:

@@ -11,6 +11,7 @@ from typing import Any
 from vitalk import measurement
 from vitalk.catalog import STATUSES, SYSTEMS, System, status
 from vitalk.errors import UserError
+from vitalk.files import write_whole
 
 _BLOCK = re.compile(r"(<!-- vitalk:(\w+) -->\n).*?(<!-- /vitalk -->)", re.DOTALL)
 
@@ -115,7 +116,7 @@ def main() -> None:
     if root is None:
         raise SystemExit("vitalk: the README is in the checkout; run `make tables` there")
     readme = root / "README.md"
-    measurement.write_whole(readme, fill(readme.read_text(encoding="utf-8")))
+    write_whole(readme, fill(readme.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ def write(report: dict[str, Any], output: Path) -> None:
     """The report as JSON and, beside it, as Markdown; neither is ever half-written."""
     import json
 
-    from vitalk.measurement import write_whole
+    from vitalk.files import write_whole
 
     lines = [f"DeiT-S/224, random weights; {report['machine']}; `{report['command']}`", ""]
     lines += ["| | batch | images/s | x timm eager | x best peer | of matmul peak |", "|---|---|---|---|---|---|"]

@@ -1,0 +1,1 @@
+"""Speech: text to phonemes, audio features, alignment, vocoders, evaluation, and the Voice that speaks."""
