@@ -56,3 +56,14 @@ def write_whole(path: Path, content: str | bytes) -> Path:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
     return path
+
+
+def write_tensors(path: Path, state: dict[str, Any], metadata: dict[str, str]) -> Path:
+    """Write a state dict as safetensors, whole or not at all; tensors that share memory are written each.
+
+    Raises UserError as ``write_whole`` does.
+    """
+    from safetensors.torch import save
+
+    copies = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+    return write_whole(path, save(copies, metadata))

@@ -23,6 +23,9 @@ def train(
 
     Example: vitalk train evit --preset cpu --trainer.max_epochs=20 --model.init_args.lr=1e-3
     """
-    from vitalk.vision.training import run
+    from vitalk.recipes import load_recipe
+
+    load_recipe(system, preset)  # a wrong name is told before torch is imported
+    from vitalk.training import run
 
     run(system, preset, data, output, list(context.args), interval)

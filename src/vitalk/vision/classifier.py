@@ -1,5 +1,6 @@
 """The classifier that trains: any timm model, with the augmentations and losses that ViT recipes use."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -124,6 +125,18 @@ class Classifier(LightningModule):
             return (h.min_lr + (h.lr - h.min_lr) * (1 + math.cos(math.pi * min(done, 1.0))) / 2) / h.lr
 
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+    def save_weights(self, path: Path, data: Any) -> None:
+        """Write the model as safetensors whose metadata names it, its preprocessing and its labels."""
+        from vitalk.files import write_tensors
+
+        meta = {
+            "model": self.hparams.model,
+            "model_args": json.dumps(dict(self.hparams.model_args or {})),
+            "preprocess": json.dumps(data.preprocess_cfg()),
+            "labels": json.dumps(data.classes),
+        }
+        write_tensors(path, self.model.state_dict(), meta)
 
     def _resized(self, images: Tensor) -> Tensor:
         sizes = [size for epoch, size in self.hparams.sizes or [] if epoch <= self.current_epoch]

@@ -208,6 +208,8 @@ class Images(LightningDataModule):
     with the pictures it had not seen; with several processes the global batches stay the same.
     """
 
+    PROVIDES = ("num_classes",)  # to the model that is trained
+
     def __init__(
         self,
         path: str | None = None,

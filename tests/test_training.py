@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +15,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from vitalk.errors import UserError
-from vitalk.vision.training import load_recipe
+from vitalk.recipes import load_recipe
+from vitalk.training import run
 
 RUN = (
-    "import sys; from pathlib import Path; from vitalk.vision.training import run; "
+    "import sys; from pathlib import Path; from vitalk.training import run; "
     "run(sys.argv[1], 'tiny', None, Path(sys.argv[2]), sys.argv[3:])"
 )
 
@@ -68,6 +70,18 @@ def test_unknown_presets_and_recipes_are_refused(recipe):
         load_recipe(str(recipe), "tinny")
     with pytest.raises(UserError, match="no recipe"):
         load_recipe("nowhere.yaml", "tiny")
+
+
+def test_bad_data_and_bad_overrides_end_in_a_sentence_and_leave_nothing(recipe, tmp_path, picture_folder, capsys):
+    folder = tmp_path / "run"
+    one = tmp_path / "one"
+    shutil.copytree(next(p for p in picture_folder.iterdir() if p.is_dir()), one / "only")
+    with pytest.raises(UserError, match="one class only"):
+        run(str(recipe), "tiny", str(one), folder, [])
+    with pytest.raises(SystemExit):
+        run(str(recipe), "tiny", None, folder, ["--trainer.nonsense=1"])
+    assert "nonsense" in capsys.readouterr().err
+    assert not folder.exists()
 
 
 KILLED = """
