@@ -8,6 +8,7 @@ from PIL import Image, ImageOps, JpegImagePlugin
 
 from vitalk.errors import UserError, nearest
 
+SMALLEST = 2  # pixels a side
 REDUCED = (2048, 2048)  # pixels that a picture beyond the limit keeps at least
 
 
@@ -18,7 +19,7 @@ def open_picture(path: str | Path) -> Image.Image:
     pixels JPEGs are decoded at a half, a quarter or an eighth of their size (so a picture of 20000 x 20000 pixels
     takes some 20 MB); other formats, and progressive JPEGs, must be unpacked whole and are refused.
 
-    Raises UserError for files that are missing, too large, damaged, or no pictures.
+    Raises UserError for files that are missing, too large, too small, damaged, or no pictures.
     """
     path = Path(path)
     if path.is_dir():
@@ -28,6 +29,9 @@ def open_picture(path: str | Path) -> Image.Image:
         raise UserError(f"there is no picture at {path}.{nearest(path.name, beside)}")
     try:
         with _opened(path) as picture:
+            if min(picture.size) < SMALLEST:
+                size = f"{picture.width} x {picture.height}"
+                raise UserError(f"{path} has {size} pixels, too few to see anything; give at least {SMALLEST} a side")
             return to_rgb(picture)
     except UserError:
         raise
