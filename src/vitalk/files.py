@@ -1,4 +1,4 @@
-"""Files that are whole or absent."""
+"""Files that are whole or absent, and where the data lies."""
 
 import os
 import shutil
@@ -67,3 +67,15 @@ def write_tensors(path: Path, state: dict[str, Any], metadata: dict[str, str]) -
 
     copies = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     return write_whole(path, save(copies, metadata))
+
+
+def data_root() -> Path:
+    """The folder of real data sets: ``VITALK_DATA``, ``shared/data`` beside the checkout, or the user's cache."""
+    if named := os.environ.get("VITALK_DATA"):
+        return Path(named)
+    beside = Path(__file__).resolve().parents[3] / "shared" / "data"
+    if beside.is_dir():
+        return beside
+    from platformdirs import user_cache_path
+
+    return user_cache_path("vitalk") / "data"

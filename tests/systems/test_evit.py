@@ -25,7 +25,7 @@ from vitalk.systems.evit import KeepAttentive, evit, keep_rate_at, reproduce, se
 from vitalk.systems.evit.method import attentive
 from vitalk.systems.evit.schedule import KeepRateSchedule
 from vitalk.vision.cost import count
-from vitalk.vision.data import data_root
+from vitalk.files import data_root
 from vitalk.vision.tokens import Attended, Tokens, Trunk, survivors
 
 FIXTURE = parity.load(Path(__file__).parents[1] / "parity" / "evit.deit_tiny_keep07_fuse.json")

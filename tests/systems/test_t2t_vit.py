@@ -26,7 +26,7 @@ from vitalk.systems.t2t_vit import (
 )
 from vitalk.systems.t2t_vit.checkpoint import convert
 from vitalk.vision.cost import count
-from vitalk.vision.data import data_root
+from vitalk.files import data_root
 from vitalk.vision.experiments import Comparison
 from vitalk.vision.tokens import TokenReducer, Trunk
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitalk.errors import UserError
-from vitalk.vision.data import EpochSampler, Images, cifar_arrays, data_root, open_images, open_splits
+from vitalk.files import data_root
+from vitalk.vision.data import EpochSampler, Images, cifar_arrays, open_images, open_splits
 
 
 @pytest.mark.parametrize("kind", ["picture_folder", "picture_parquet"])

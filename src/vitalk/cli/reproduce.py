@@ -10,6 +10,7 @@ import typer
 
 from vitalk import catalog, measurement
 from vitalk.errors import UserError
+from vitalk.files import data_root
 
 
 def reproduce(
@@ -43,7 +44,7 @@ def _measure(system: catalog.System, minutes: float, data: Path | None) -> measu
     try:
         module = import_module(f"{system.package}.reproduce")
         if data is None:
-            data = import_module("vitalk.vision.data").data_root()
+            data = data_root()
         return module.measure(minutes=minutes, data=data)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("vitalk"):

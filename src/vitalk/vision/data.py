@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,22 +13,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vitalk.errors import UserError
+from vitalk.files import data_root
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 SPLITS = {"train": ("train",), "test": ("test", "val", "validation", "valid")}
 CIFAR10 = "uoft-cs/cifar10"
-
-
-def data_root() -> Path:
-    """The folder of real data sets: ``VITALK_DATA``, ``shared/data`` beside the checkout, or the user's cache."""
-    if named := os.environ.get("VITALK_DATA"):
-        return Path(named)
-    beside = Path(__file__).resolve().parents[4] / "shared" / "data"
-    if beside.is_dir():
-        return beside
-    from platformdirs import user_cache_path
-
-    return user_cache_path("vitalk") / "data"
 
 
 class ImageSet(Dataset):
