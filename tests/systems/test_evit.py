@@ -20,12 +20,12 @@ from torch.utils.data import DataLoader
 
 from tests.parity import parity
 from vitalk.errors import UserError
+from vitalk.files import data_root
 from vitalk.nn.attention import SiteAttention
 from vitalk.systems.evit import KeepAttentive, evit, keep_rate_at, reproduce, set_keep_rate
 from vitalk.systems.evit.method import attentive
 from vitalk.systems.evit.schedule import KeepRateSchedule
 from vitalk.vision.cost import count
-from vitalk.files import data_root
 from vitalk.vision.tokens import Attended, Tokens, Trunk, survivors
 
 FIXTURE = parity.load(Path(__file__).parents[1] / "parity" / "evit.deit_tiny_keep07_fuse.json")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.parity import parity
 from vitalk.errors import UserError
+from vitalk.files import data_root
 from vitalk.nn.positions import sinusoid_table
 from vitalk.systems.evit import evit
 from vitalk.systems.t2t_vit import (
@@ -26,7 +27,6 @@ from vitalk.systems.t2t_vit import (
 )
 from vitalk.systems.t2t_vit.checkpoint import convert
 from vitalk.vision.cost import count
-from vitalk.files import data_root
 from vitalk.vision.experiments import Comparison
 from vitalk.vision.tokens import TokenReducer, Trunk
 

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from vitalk.experiments import budget
 from vitalk.vision.classifier import Classifier
-from vitalk.vision.experiments import Comparison, Pictures, budget, compare, fit, top1
+from vitalk.vision.experiments import Comparison, Pictures, compare, fit, top1
 
 SMALL = {"img_size": 8, "patch_size": 4, "embed_dim": 12, "depth": 1, "num_heads": 2}
 

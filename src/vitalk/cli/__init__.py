@@ -7,7 +7,7 @@ import typer
 
 from vitalk.errors import UserError
 
-from . import bench, compress, export, reproduce, see, systems, train
+from . import bench, compress, evaluate, export, reproduce, see, speak, systems, train, voices
 
 app = typer.Typer(
     name="vitalk",
@@ -17,10 +17,11 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for verb in (see, compress, export, train, reproduce):
+for verb in (see, speak, voices, compress, export, train, reproduce):
     app.command(context_settings=getattr(verb, "CONTEXT", None))(getattr(verb, verb.__name__.rsplit(".", 1)[-1]))
 app.add_typer(systems.app, name="systems")
 app.add_typer(bench.app, name="bench")
+app.add_typer(evaluate.app, name="eval")
 
 
 def main() -> None:

@@ -39,12 +39,12 @@ class MelSpec:
         """The mel basis, [mels, n_fft / 2 + 1]."""
         import librosa
 
-        return torch.from_numpy(
-            librosa.filters.mel(
-                sr=self.rate, n_fft=self.n_fft, n_mels=self.n_mels, fmin=self.fmin, fmax=self.fmax,
-                htk=self.scale == "htk", norm=self.norm,
-            )
+        basis = librosa.filters.mel(
+            sr=self.rate, n_fft=self.n_fft, n_mels=self.n_mels, fmin=self.fmin, fmax=self.fmax,
+            htk=self.scale == "htk", norm=self.norm,
         )  # fmt: skip
+        with torch.inference_mode(False):  # it is kept, and may be made for inference first and trained with later
+            return torch.from_numpy(basis)
 
     def frames(self, samples: int) -> int:
         """Frames that ``samples`` samples give."""

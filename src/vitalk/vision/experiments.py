@@ -4,23 +4,18 @@ with budget("T2T-ViT", minutes) as time:
     found = compare({"patches": make, "overlapping": make_other}, train, test, time)
 """
 
-import logging
 import statistics
-import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning import Callback, Trainer, seed_everything
-from rich.progress import Progress
+from lightning import seed_everything
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
+
+from vitalk.experiments import Budget, short_run
 
 from .classifier import Classifier
 from .data import cifar_arrays
@@ -78,44 +73,6 @@ class Pictures(Dataset):
         return x[torch.arange(len(x))[:, None, None], :, row[:, :, None], column[:, None]].permute(0, 3, 1, 2)
 
 
-class Budget:
-    """The time that a measurement may take, drawn as a progress bar; ``budget`` makes one."""
-
-    def __init__(self, title: str, seconds: float, progress: Progress):
-        self.title, self.seconds, self.start = title, seconds, time.monotonic()
-        self._progress, self._task = progress, progress.add_task(title, total=seconds)
-
-    def tick(self, doing: str | None = None) -> float:
-        """Move the bar, and write what is going on; the seconds that are left, below 0 when it is overdrawn."""
-        spent = time.monotonic() - self.start
-        named = {} if doing is None else {"description": f"{self.title}: {doing}"}
-        self._progress.update(self._task, completed=min(spent, self.seconds), **named)
-        return self.seconds - spent
-
-
-@contextmanager
-def budget(title: str, minutes: float) -> Iterator[Budget]:
-    """A ``Budget`` of so many minutes, within which Lightning keeps its advice on short runs to itself."""
-    log = logging.getLogger("lightning.pytorch")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), Progress(transient=True) as progress:
-            warnings.simplefilter("ignore")
-            yield Budget(title, 60 * minutes, progress)
-    finally:
-        log.setLevel(level)
-
-
-class _Clock(Callback):
-    def __init__(self, tick: Callable[[], object]):
-        self.tick, self.times = tick, [time.monotonic()]
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        self.times.append(time.monotonic())
-        self.tick()
-
-
 def fit(
     model: Classifier,
     pictures: Pictures,
@@ -124,19 +81,8 @@ def fit(
     tick: Callable[[], object] = lambda: None,
     seconds: float | None = None,
 ) -> float:
-    """Train for ``steps`` steps, or for ``seconds`` where those are over before; the median seconds of a step.
-
-    tick: called after every step. ``model.trainer.global_step`` is the number of steps done.
-    """
-    clock = _Clock(tick)
-    trainer = Trainer(
-        accelerator="auto", devices=1, max_steps=steps, max_epochs=-1, callbacks=[clock], logger=False,
-        max_time=None if seconds is None else timedelta(seconds=seconds),
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
-    trainer.fit(model, pictures.batches(batch))
-    taken = [after - before for before, after in zip(clock.times, clock.times[1:], strict=False)]
-    return statistics.median(taken[2:] or taken)
+    """``short_run`` on pictures: train for ``steps`` steps, or ``seconds``; the median seconds of a step."""
+    return short_run(model, pictures.batches(batch), steps, tick, seconds)
 
 
 @torch.inference_mode()

@@ -11,10 +11,11 @@ import torch
 from lightning import seed_everything
 from torch import Tensor
 
+from vitalk.experiments import budget
 from vitalk.measurement import Measurement, Verdict
 from vitalk.vision.classifier import Classifier
 from vitalk.vision.cost import count, latencies
-from vitalk.vision.experiments import Pictures, budget, fit, top1
+from vitalk.vision.experiments import Pictures, fit, top1
 from vitalk.vision.tokens import Trunk
 
 from .method import KeepAttentive, evit

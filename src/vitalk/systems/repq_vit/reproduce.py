@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from vitalk.deploy.load import load_model
+from vitalk.experiments import budget
 from vitalk.measurement import Measurement, Verdict
-from vitalk.vision.experiments import Pictures, budget, top1
+from vitalk.vision.experiments import Pictures, top1
 
 from .method import parse_bits, repq_vit
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from vitalk.experiments import budget
 from vitalk.measurement import Measurement, Verdict
 from vitalk.vision.classifier import Classifier
 from vitalk.vision.cost import count, latencies
-from vitalk.vision.experiments import Comparison, Pictures, budget, compare
+from vitalk.vision.experiments import Comparison, Pictures, compare
 
 from .tokens import TokenLayer
 

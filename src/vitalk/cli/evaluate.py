@@ -1,0 +1,83 @@
+"""``vitalk eval speech``: how well recordings say their texts, and how they sound."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vitalk.errors import UserError
+
+if TYPE_CHECKING:
+    from vitalk.speech.judge.report import Report
+
+app = typer.Typer(help="Evaluate speech with automatic judges.", no_args_is_help=True)
+
+
+@app.callback()
+def evaluate() -> None:
+    """Evaluate speech with automatic judges."""
+
+
+@app.command()
+def speech(
+    folder: Annotated[Path, typer.Argument(help="Recordings, or wavs/ with them, and metadata.csv or metadata.jsonl.")],
+    text: Annotated[Path | None, typer.Option(help="Another metadata.csv (id|text) or metadata.jsonl.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Folder of recordings of the same texts under the same names.")
+    ] = None,
+    speaker: Annotated[
+        Path | None, typer.Option(help="The voice they should have: a recording or a folder of them.")
+    ] = None,
+    lang: Annotated[str, typer.Option(help="Language of the texts: en, es, zh …")] = "en",
+    normaliser: Annotated[
+        str,
+        typer.Option(help="Before words are compared: seed (punctuation, case) or whisper (numbers, spelling too)."),
+    ] = "seed",
+    recogniser: Annotated[str, typer.Option(help="Whisper: tiny, base, small … or a CTranslate2 folder.")] = "base",
+    limit: Annotated[int | None, typer.Option(min=1, help="Recordings to judge, at most, spread evenly.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for report.json, report.md and the plots.")
+    ] = None,
+    plots: Annotated[int, typer.Option(min=0, help="Utterances to draw, those with most errors first.")] = 0,
+) -> None:
+    """Word errors, speaker similarity, DNSMOS and, with references, pitch, voicing and mel-cepstral distortion.
+
+    Needs the extra eval. Whisper base and the other judges come with it and need no network.
+
+    Example: vitalk eval speech recordings --speaker prompt.wav --limit 100 -o report
+    """
+    if plots and output is None:
+        raise UserError("--plots needs a folder for the pictures; name it with -o")
+    from vitalk.speech.judge.evaluate import evaluate as judge
+    from vitalk.speech.judge.recogniser import NORMALISERS, Recogniser
+
+    if normaliser not in NORMALISERS:
+        raise UserError(f"--normaliser is one of {', '.join(NORMALISERS)}, got {normaliser}")
+    whisper = None if recogniser == "base" else Recogniser(recogniser)
+    report = judge(
+        folder, text=text, reference=reference, speaker=speaker, lang=lang, normaliser=normaliser, limit=limit,
+        recogniser=whisper,
+    )  # fmt: skip
+    written = [] if output is None else report.save(output, plots)
+    show(report)
+    if written:
+        print(f"written: {output}/{', '.join(written)}")
+
+
+def show(report: "Report") -> None:
+    """Print the means, the three utterances with most errors, and the notes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    table = Table("", "mean", "95 % interval", "utterances", box=None, pad_edge=False)
+    for line in report.table():
+        table.add_row(*line)
+    console.print(table)
+    for row in (report.rows[i] for i in report.worst(3)):
+        if row.get("wer"):
+            console.print(
+                f"\n{row['name']}, WER {100 * row['wer']:.0f} %\n  text  {row['text']}\n  heard {row['heard']}"
+            )
+    for note in report.notes:
+        console.print(f"note: {note}")

@@ -1,0 +1,1 @@
+"""Parts of acoustic models: from symbols and durations to spectrograms."""

@@ -1,0 +1,206 @@
+"""Training FastSpeech 2 and 2s with Lightning, on the batches of ``vitalk.speech.features.Speech``."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from vitalk.errors import UserError
+from vitalk.speech.acoustic.variance import Spread
+from vitalk.speech.mel import mel_spec
+from vitalk.speech.pitch import average_by_duration
+from vitalk.speech.wavelet import pitch_spectrogram
+
+from .model import FastSpeech2, Output, Targets
+from .variants import fastspeech2, fastspeech2_ming, fastspeech2_small
+
+FORMAT = "vitalk fastspeech2"
+VARIANTS: dict[str, Callable[..., FastSpeech2]] = {
+    "paper": fastspeech2,
+    "ming": fastspeech2_ming,
+    "small": fastspeech2_small,
+}
+
+
+class FastSpeech2Training(LightningModule):
+    """Trains FastSpeech 2 on symbols, durations, pitch, energy and mels.
+
+    variant: "paper", "ming" or "small". model_args: further arguments of ``FastSpeech2``. mel: the preset of the data.
+    n_symbols, n_speakers: from the data; one speaker has no embedding.
+    lr: the rate that "noam" (arXiv 1706.03762, as in the paper) reaches at ``warmup_steps`` and "cosine" then lowers
+    to ``min_lr``. betas: of Adam. clip: largest norm of the gradient, 0 for any.
+    weights: of the losses by name, 1 for those that are not named.
+    The network is built when the data is known: pitch and energy are scaled by their spread in the corpus.
+
+    Raises UserError for data without durations and for a loss that is not finite.
+    """
+
+    def __init__(
+        self,
+        n_symbols: int,
+        n_speakers: int = 1,
+        variant: Literal["paper", "ming", "small"] = "paper",
+        model_args: dict[str, Any] | None = None,
+        mel: str = "vitalk",
+        lr: float = 1e-3,
+        schedule: Literal["noam", "cosine"] = "noam",
+        warmup_steps: int = 4000,
+        min_lr: float = 1e-5,
+        betas: tuple[float, float] = (0.9, 0.98),
+        clip: float = 1.0,
+        weights: dict[str, float] | None = None,
+    ):
+        super().__init__()
+        self.save_hyperparameters()
+        self.net: FastSpeech2 | None = None
+
+    def configure_model(self) -> None:  # noqa: D102
+        if self.net is None:
+            self.build(*self.trainer.datamodule.spreads())
+
+    def build(self, f0: Spread, energy: Spread) -> FastSpeech2:
+        """Make the network for a corpus whose log F0 and energy are spread so."""
+        h = self.hparams
+        options: dict[str, Any] = {"f0_spread": f0, "energy_spread": energy, **(h.model_args or {})}
+        options["speakers"] = h.n_speakers if h.n_speakers > 1 else 0
+        self.net = VARIANTS[h.variant](h.n_symbols, mels=mel_spec(h.mel).n_mels, **options)
+        return self.net
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Output, Targets]:
+        """A batch, teacher-forced with its durations, pitch and energy -> what the network gives, and the targets."""
+        if "durations" not in batch:
+            raise UserError(
+                "the data has no durations; train an aligner and name its model.safetensors as data.aligner"
+            )
+        targets = self.targets(batch)
+        output = self.net(
+            batch["ids"], batch["text_lengths"], targets.durations, self.pitch_told(batch, targets), targets.energy,
+            speaker=batch["speaker"] if self.net.speakers is not None else None,
+        )  # fmt: skip
+        return output, targets
+
+    def targets(self, batch: dict[str, Tensor]) -> Targets:
+        """What the network is compared with, at the levels that it predicts."""
+        durations = batch["durations"]
+        energy = batch["energy"]
+        if self.net.energy_level == "phoneme":
+            energy = average_by_duration(energy, durations)
+        common = {"mel": batch["mel"], "durations": durations, "energy": energy}
+        if self.net.pitch_level == "phoneme":
+            return Targets(**common, pitch=average_by_duration(batch["pitch"], durations))
+        if not hasattr(self.net.pitch, "predict"):
+            return Targets(**common, pitch=batch["pitch"].clamp(min=1.0))
+        spectrogram, mean, std = self._wavelets(batch)
+        return Targets(
+            **common, spectrogram=spectrogram, voiced=batch["f0"] > 0, pitch_mean=mean, pitch_std=std
+        )  # fmt: skip
+
+    def pitch_told(self, batch: dict[str, Tensor], targets: Targets) -> Tensor:
+        """The pitch that the network is given in place of its own: wavelet pitch is told where there is no voice."""
+        return targets.pitch if targets.pitch is not None else batch["f0"]
+
+    def _wavelets(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        spec = mel_spec(self.hparams.mel)
+        # Each curve for itself: the transform is of whole curves, and padding would be a part of it.
+        rows = [
+            pitch_spectrogram(pitch[:length].log(), spec.hop / spec.rate)
+            for pitch, length in zip(batch["pitch"], batch["mel_lengths"].tolist(), strict=True)
+        ]
+        spectrogram = nn.utils.rnn.pad_sequence([row[0] for row in rows], batch_first=True)
+        return spectrogram.float(), *(torch.stack([row[i] for row in rows]).float() for i in (1, 2))
+
+    def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """(weighted sum, the losses by name)."""
+        found = self.net.losses(*self(batch))
+        weights = self.hparams.weights or {}
+        return sum(weights.get(name, 1.0) * value for name, value in found.items()), found
+
+    def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:  # noqa: D102
+        loss, found = self.loss(batch)
+        if not torch.isfinite(loss):
+            raise UserError(f"the loss became {loss.item()} at step {self.global_step}; lower lr or check the corpus")
+        size = len(batch["ids"])
+        self.log_dict(
+            {f"train/{k}": v.detach() for k, v in found.items()}, prog_bar=True, sync_dist=True, batch_size=size
+        )
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], _: int) -> None:  # noqa: D102
+        _, found = self.loss(batch)
+        self.log_dict({f"val/{k}": v for k, v in found.items()}, sync_dist=True, batch_size=len(batch["ids"]))
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any) -> None:  # noqa: D102
+        if self.hparams.clip:
+            self.clip_gradients(optimizer, self.hparams.clip, "norm")
+
+    def configure_optimizers(self) -> dict[str, Any]:  # noqa: D102
+        h = self.hparams
+        optimizer = torch.optim.Adam(self.parameters(), h.lr, betas=tuple(h.betas), eps=1e-9)
+        steps = self.trainer.estimated_stepping_batches
+
+        def factor(step: int) -> float:
+            done = (step + 1) / h.warmup_steps
+            if done <= 1 or h.schedule == "noam":
+                return min(done, done**-0.5)
+            part = min((step + 1 - h.warmup_steps) / max(steps - h.warmup_steps, 1), 1.0)
+            return (h.min_lr + (h.lr - h.min_lr) * (1 + torch.cos(torch.tensor(torch.pi * part)).item()) / 2) / h.lr
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def save_weights(self, path: Path, data: Any) -> None:
+        """Write the network as safetensors whose metadata holds its arguments, speakers and language."""
+        from vitalk.files import write_tensors
+
+        meta = {
+            "format": FORMAT,
+            "arguments": json.dumps(dict(self.hparams)),
+            "speakers": json.dumps(data.speakers),
+            "lang": data.hparams.lang,
+        }
+        write_tensors(path, self.net.state_dict(), meta)
+
+
+class ForVoice(nn.Module):
+    """A trained network as voice files need it: (ids, speaker, speed, pitch, energy) -> (log-mel, durations)."""
+
+    def __init__(self, net: FastSpeech2):
+        super().__init__()
+        self.net = net
+
+    def forward(
+        self, ids: Tensor, speaker: Tensor | None, speed: Tensor, pitch: Tensor, energy: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """ids [1, text], speaker and factors [1] -> [1, mels, frames], int64 [1, text]."""
+        told = {} if self.net.speakers is None else {"speaker": speaker}
+        out = self.net(ids, speed=speed, pitch_factor=pitch, energy_factor=energy, **told)
+        return out.mel, out.durations
+
+
+def load_trained(path: str | Path) -> tuple[FastSpeech2, dict[str, Any]]:
+    """(network in eval mode, {"mel", "lang", "speakers"}) of the model.safetensors of a training.
+
+    Raises UserError where it is none.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise UserError(f"there is no trained model at {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            meta = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise UserError(f"{path} cannot be read ({error}); train again") from None
+    if meta.get("format") != FORMAT:
+        raise UserError(f"{path} holds no FastSpeech 2; give the model.safetensors of its training")
+    module = FastSpeech2Training(**json.loads(meta["arguments"]))
+    # Placeholders: the corpus' own spreads are buffers of the state.
+    net = module.build(Spread(5.0, 0.3, 60.0, 600.0, log=True), Spread(30.0, 30.0, 0.0, 300.0))
+    net.load_state_dict(state)
+    about = {"mel": module.hparams.mel, "lang": meta["lang"], "speakers": json.loads(meta["speakers"])}
+    return net.eval(), about
