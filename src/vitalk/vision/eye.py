@@ -44,8 +44,8 @@ class ConvStem(nn.Module):
         self.grid_size = (img_size // patch_size, img_size // patch_size)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
         self.layers = nn.Sequential(
-            *_conv(in_chans, width, 1), *_conv(width, 2 * width, 2),
-            Residual(2 * width), Residual(2 * width), *_conv(2 * width, embed_dim, 2),
+            *_conv(in_chans, width, 1), *_conv(width, 3 * width, 2), Residual(3 * width),
+            *_conv(3 * width, embed_dim, 2), Residual(embed_dim),
         )  # fmt: skip
 
     def feat_ratio(self) -> tuple[int, int]:
@@ -63,7 +63,7 @@ class ConvStem(nn.Module):
 
 @register_model
 def vitalk_eye(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """The classifier that ships with the package: four blocks of width 192, 64 tokens, 1.8 M parameters.
+    """The classifier that ships with the package: four blocks of width 192, 64 tokens, 2.5 M parameters.
 
     Its weights are package data: load them with ``vitalk.vision.load.load_model("vitalk_eye")``.
     """
