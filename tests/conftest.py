@@ -1,4 +1,4 @@
-"""Small picture sets that every test may train on."""
+"""Small sets of pictures and of sounds that every test may train on."""
 
 import io
 
@@ -48,3 +48,22 @@ def picture_parquet(tmp_path_factory):
         pq.write_table(pa.table({"image": blobs, "label": labels}), root / f"{split}.parquet")
     (root / "classes.json").write_text(json.dumps(["red", "green", "blue"]))
     return root
+
+
+@pytest.fixture(scope="session")
+def hums(tmp_path_factory):
+    """Eight hums of 120 to 190 Hz by two speakers, with phonemes."""
+    import json
+
+    from vitalk.speech.audio import Audio
+
+    folder = tmp_path_factory.mktemp("hums")
+    (folder / "wavs").mkdir()
+    rows = []
+    for i in range(8):
+        time = np.arange(int((0.4 + 0.1 * i) * 24_000)) / 24_000
+        tones = sum(np.sin(2 * np.pi * (120 + 10 * i) * k * time) / k for k in range(1, 20))
+        Audio((0.2 * tones).astype(np.float32), 24_000).save(folder / "wavs" / f"{i}.wav")
+        rows.append({"id": str(i), "speaker": f"s{i % 2}", "text": "hum", "phonemes": "hˈʌm"})
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder

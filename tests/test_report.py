@@ -69,7 +69,7 @@ def test_the_bench_table_formats_ratios_fractions_and_gaps(results):
 def test_a_record_without_rows_lists_its_figures(results):
     (results / "eye.json").write_text(json.dumps({"test_accuracy": 0.91234, "parameters": 1800000, "machine": "m"}))
     table = report.record_table("eye", "vitalk train eye")
-    assert "| test accuracy | 0.912 |" in table and "| parameters | 1800000 |" in table and "on m." in table
+    assert "| test accuracy | 0.912 |" in table and "| parameters, M | 1.80 |" in table and "on m." in table
 
 
 def test_main_renews_the_readme_of_the_checkout(tmp_path, monkeypatch):

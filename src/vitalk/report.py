@@ -88,14 +88,31 @@ def _link(system: System) -> str:
     return f"[{system.slug}]({system.url})"
 
 
+UNITS = {  # how large numbers are read: divisor, title
+    "parameters": (1e6, "parameters, M"),
+    "macs": (1e9, "GMACs"),
+    "bytes": (1e6, "MB"),
+    "peak_bytes": (1e6, "peak MB"),
+    "torch_top1": (1, "top-1 in torch, %"),
+    "file_top1": (1, "top-1 of the file, %"),
+    "agreement": (1, "same answers, %"),
+    "ms_batch1": (1, "ms, batch 1"),
+    "ms_batch16": (1, "ms, batch 16"),
+}
+
+
 def _title(key: str) -> str:
-    return key.replace("_", " ")
+    return UNITS[key][1] if key in UNITS else key.replace("_", " ")
 
 
 def _cell(key: str, value: Any) -> str:
     if value is None:
         return "–"
-    if isinstance(value, bool) or not isinstance(value, float):
+    if isinstance(value, bool | str):
+        return str(value)
+    if key in UNITS:
+        return f"{value / UNITS[key][0]:.2f}"
+    if not isinstance(value, float):
         return str(value)
     if key.endswith("fraction"):
         return f"{value:.0%}"

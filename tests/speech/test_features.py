@@ -1,6 +1,5 @@
 """Features of clips: made once, kept whole, batched by length."""
 
-import json
 import math
 from types import SimpleNamespace
 
@@ -19,23 +18,8 @@ from vitalk.speech.mel import PRESETS
 from vitalk.speech.text.symbols import SIZE, to_ids
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    """Eight hums of 120 to 190 Hz by two speakers, with phonemes."""
-    folder = tmp_path_factory.mktemp("hums")
-    (folder / "wavs").mkdir()
-    rows = []
-    for i in range(8):
-        time = np.arange(int((0.4 + 0.1 * i) * 24_000)) / 24_000
-        tones = sum(np.sin(2 * np.pi * (120 + 10 * i) * k * time) / k for k in range(1, 20))
-        Audio((0.2 * tones).astype(np.float32), 24_000).save(folder / "wavs" / f"{i}.wav")
-        rows.append({"id": str(i), "speaker": f"s{i % 2}", "text": "hum", "phonemes": "hˈʌm"})
-    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return folder
-
-
-def test_features_of_a_hum(corpus):
-    found = extract(open_corpus(corpus)[3], FeatureSettings())
+def test_features_of_a_hum(hums):
+    found = extract(open_corpus(hums)[3], FeatureSettings())
     frames = found["mel"].shape[1]
     assert found["mel"].shape[0] == 80 and found["ids"].tolist() == to_ids(" hˈʌm ")
     assert len(found["f0"]) == len(found["energy"]) == frames == PRESETS["vitalk"].frames(int(0.7 * 24_000))
@@ -43,8 +27,8 @@ def test_features_of_a_hum(corpus):
     assert len(voiced) > 0.5 * frames and np.median(voiced) == pytest.approx(150, rel=0.03)
 
 
-def test_the_cache_is_used_and_damage_is_made_good(corpus, tmp_path):
-    cache, clip = FeatureCache(FeatureSettings(), tmp_path), open_corpus(corpus)[0]
+def test_the_cache_is_used_and_damage_is_made_good(hums, tmp_path):
+    cache, clip = FeatureCache(FeatureSettings(), tmp_path), open_corpus(hums)[0]
     assert cache.get(clip) is None
     made = cache.fetch(clip)
     file = next(tmp_path.rglob("*.npz"))
@@ -56,14 +40,14 @@ def test_the_cache_is_used_and_damage_is_made_good(corpus, tmp_path):
     assert [p.name for p in tmp_path.rglob("*.*")] == [file.name]
 
 
-def test_other_settings_or_sounds_have_other_names(corpus, tmp_path):
-    clips = open_corpus(corpus)
+def test_other_settings_or_sounds_have_other_names(hums, tmp_path):
+    clips = open_corpus(hums)
     names = {FeatureCache(FeatureSettings(fmin=low), tmp_path).name(c) for low in (50.0, 60.0) for c in clips}
     assert len(names) == 16
 
 
-def test_batches_are_padded_and_know_their_lengths(corpus, tmp_path):
-    data = Speech(str(corpus), cache=str(tmp_path), workers=0, held_out=0.25)
+def test_batches_are_padded_and_know_their_lengths(hums, tmp_path):
+    data = Speech(str(hums), cache=str(tmp_path), workers=0, held_out=0.25)
     data.setup()
     assert (data.n_speakers, len(data.train), len(data.test)) == (2, 6, 2)
     batch = next(iter(data.whole_dataloader("train")))
@@ -77,7 +61,7 @@ def test_batches_are_padded_and_know_their_lengths(corpus, tmp_path):
     assert 100 < math.exp(hertz.mean) < 200 and hertz.log and level.mean > 0
 
 
-def test_durations_come_from_an_aligner_and_are_kept(corpus, tmp_path):
+def test_durations_come_from_an_aligner_and_are_kept(hums, tmp_path):
     AlignerTraining(n_symbols=SIZE, text_dim=8, dim=8).save_weights(tmp_path / "aligner.safetensors")
     options = {
         "cache": str(tmp_path / "f"),
@@ -85,13 +69,13 @@ def test_durations_come_from_an_aligner_and_are_kept(corpus, tmp_path):
         "held_out": 0.25,
         "aligner": str(tmp_path / "aligner.safetensors"),
     }
-    data = Speech(str(corpus), **options)
+    data = Speech(str(hums), **options)
     data.setup()
     batch = next(iter(data.whole_dataloader("train")))
     assert torch.equal(batch["durations"].sum(1), batch["mel_lengths"])
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / "f").glob("durations-*/*.npz")}
     assert len(files) == 8
-    Speech(str(corpus), **options).setup()
+    Speech(str(hums), **options).setup()
     assert {p: p.stat().st_mtime_ns for p in files} == files
 
 
@@ -125,15 +109,15 @@ def test_a_resumed_epoch_goes_on_where_it_was():
     assert list(LengthBatches(frames, 1000, 5, trainer(0, epoch=2))) != whole
 
 
-def test_says_what_cannot_be_learnt_from(corpus, tmp_path):
-    clip = open_corpus(corpus)[0]
+def test_says_what_cannot_be_learnt_from(hums, tmp_path):
+    clip = open_corpus(hums)[0]
     short = Audio(np.full(400, 0.1, np.float32), 24_000)
     with pytest.raises(UserError, match=r"0 lasts 0\.02 s, too short"):
         extract(type(clip)(clip.id, clip.text, clip.speaker, lambda: short), FeatureSettings())
     silent = Audio(np.random.default_rng(0).normal(0, 0.01, 24_000).astype(np.float32), 24_000)
     with pytest.raises(UserError, match="0 has no voice between 60 and 600 Hz"):
         extract(type(clip)(clip.id, clip.text, clip.speaker, lambda: silent, "h"), FeatureSettings())
-    data = Speech(str(corpus), cache=str(tmp_path), workers=0, held_out=0.25, longest=5)
+    data = Speech(str(hums), cache=str(tmp_path), workers=0, held_out=0.25, longest=5)
     with pytest.raises(UserError, match="raise longest"):
         data.setup()
 

@@ -133,7 +133,7 @@ class FastSpeech2Training(LightningModule):
         _, found = self.loss(batch)
         self.log_dict({f"val/{k}": v for k, v in found.items()}, sync_dist=True, batch_size=len(batch["ids"]))
 
-    def configure_gradient_clipping(self, optimizer: Any, *_: Any) -> None:  # noqa: D102
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:  # noqa: D102
         if self.hparams.clip:
             self.clip_gradients(optimizer, self.hparams.clip, "norm")
 

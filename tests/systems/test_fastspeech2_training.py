@@ -1,0 +1,138 @@
+"""Training FastSpeech 2 on batches of a corpus, keeping it, and judging its claim."""
+
+import pytest
+import torch
+from lightning import Trainer, seed_everything
+
+from vitalk.errors import UserError
+from vitalk.experiments import budget, short_run
+from vitalk.files import data_root
+from vitalk.speech.align.training import AlignerTraining
+from vitalk.speech.features import Speech
+from vitalk.systems.fastspeech2 import reproduce
+from vitalk.systems.fastspeech2.training import FastSpeech2Training, ForVoice, load_trained
+
+BLOCKS = {"depth": 1, "hidden": 16, "kernels": (3, 1)}
+SIZE = {"dim": 16, "encoder": BLOCKS, "decoder": BLOCKS}
+
+
+@pytest.fixture(scope="module")
+def corpus(hums, tmp_path_factory):
+    data = Speech(str(hums), cache=str(tmp_path_factory.mktemp("cache")), workers=0, held_out=0.25, batch_frames=400)
+    data.setup()
+    torch.manual_seed(0)
+    data.use(AlignerTraining(data.n_symbols, text_dim=8, dim=8).eval())
+    return data
+
+
+def training(corpus, steps=1, **options):
+    module = FastSpeech2Training(corpus.n_symbols, corpus.n_speakers, warmup_steps=2, model_args=SIZE, **options)
+    module.build(*corpus.spreads())
+    return module
+
+
+@pytest.mark.parametrize("schedule", ["noam", "cosine"])
+def test_the_losses_fall(corpus, schedule):
+    seed_everything(0, verbose=False)
+    module = training(corpus, variant="small", schedule=schedule, lr=1e-2)
+    batch = next(iter(corpus.whole_dataloader("train")))
+    before = float(module.eval().loss(batch)[0])
+    with budget("test", 1):
+        short_run(module.train(), corpus, 30)
+    assert float(module.eval().loss(batch)[0]) < 0.7 * before
+
+
+@pytest.mark.parametrize("pitch", ["cwt", "frame", "phoneme"])
+@pytest.mark.parametrize("energy", ["frame", "phoneme"])
+def test_every_level_of_pitch_and_energy_trains(corpus, pitch, energy):
+    module = FastSpeech2Training(
+        corpus.n_symbols, corpus.n_speakers, model_args={**SIZE, "pitch": pitch, "energy": energy}
+    )
+    module.build(*corpus.spreads())
+    loss, found = module.loss(next(iter(corpus.whole_dataloader("train"))))
+    loss.backward()
+    names = {"spectrogram", "voiced", "pitch_mean", "pitch_std"} if pitch == "cwt" else {"pitch"}
+    assert set(found) == {"mel", "duration", "energy"} | names and torch.isfinite(loss)
+    assert module.net.pitch.predictor.linear.weight.grad.abs().sum() > 0
+
+
+def test_weights_of_losses_are_heeded(corpus):
+    batch = next(iter(corpus.whole_dataloader("train")))
+    module = training(corpus, variant="small", weights={"mel": 0.0, "duration": 2.0}).eval()
+    total, found = module.loss(batch)
+    torch.testing.assert_close(total, 2 * found["duration"] + found["energy"] + found["pitch"])
+
+
+def test_the_network_is_built_from_the_data_kept_and_loaded(corpus, tmp_path):
+    module = FastSpeech2Training(corpus.n_symbols, corpus.n_speakers, "small", SIZE)
+    trainer = Trainer(
+        accelerator="cpu", max_steps=2, max_epochs=-1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=corpus)
+    module.save_weights(tmp_path / "model.safetensors", corpus)
+    net, about = load_trained(tmp_path / "model.safetensors")
+    assert about == {"mel": "vitalk", "lang": "en-us", "speakers": ["s0", "s1"]}
+    ids, speaker = torch.randint(1, 60, (1, 7)), torch.tensor([1])
+    factors = [torch.tensor([v]) for v in (0.9, 1.1, 1.0)]
+    mel, durations = ForVoice(net)(ids, speaker, *factors)
+    expected, _ = ForVoice(module.net.eval())(ids, speaker, *factors)
+    torch.testing.assert_close(mel, expected)
+    assert mel.shape[2] == int(durations.sum())
+
+
+def test_says_what_is_missing(corpus, tmp_path):
+    batch = next(iter(corpus.whole_dataloader("train")))
+    del batch["durations"]
+    with pytest.raises(UserError, match="train an aligner"):
+        training(corpus, variant="small").loss(batch)
+    with pytest.raises(UserError, match="no trained model at"):
+        load_trained(tmp_path / "none.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_trained(tmp_path / "bad.safetensors")
+
+
+def test_arms_differ_only_in_what_the_decoder_is_told(corpus, monkeypatch):
+    monkeypatch.setattr(reproduce, "SIZE", SIZE)
+    monkeypatch.setattr(Speech, "n_speakers", 1, raising=False)
+    batch = next(iter(corpus.whole_dataloader("train")))
+    seen = {name: reproduce.make(name, corpus, 10).targets(batch) for name in reproduce.ARMS}
+    for name, left_out in reproduce.ARMS.items():
+        for quantity in ("pitch", "energy"):
+            told = getattr(seen[name], quantity)
+            if quantity in left_out:
+                assert told.unique().numel() == 1
+            else:
+                torch.testing.assert_close(told, getattr(seen["full"], quantity))
+
+
+@pytest.mark.parametrize(
+    ("held_out", "verdict"),
+    [
+        ((0.40, 0.41, 0.45, 0.47), "reproduced"),
+        ((0.40, 0.46, 0.45, 0.47), "direction only"),
+        ((0.40, 0.39, 0.40, 0.40), "not reproduced"),
+    ],
+)
+def test_the_verdict_follows_from_the_figures(held_out, verdict):
+    rows = {
+        name: [(0.3, value + d) for d in (0.0, 0.001, 0.002)]
+        for name, value in zip(reproduce.ARMS, held_out, strict=True)
+    }
+    for i, name in enumerate(reproduce.ARMS):
+        rows[name][0] = (0.3, rows[name][0][1] + 0.0005 * i)
+    assert reproduce.judge(rows) == verdict
+    assert reproduce.report(rows, "nothing").verdict == verdict
+    assert reproduce.judge({name: r[:1] for name, r in rows.items()}) == "not reproduced"  # one seed shows nothing
+
+
+@pytest.mark.data
+def test_measures_on_real_speech(monkeypatch, tmp_path):
+    if not (data_root() / "speech" / "kokoro_en").is_dir():
+        pytest.skip(f"no kokoro_en in {data_root()}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(reproduce, "SIZE", SIZE)
+    monkeypatch.setattr(reproduce, "SEEDS", 1)
+    found = reproduce.measure(0.05, data_root())
+    assert found.verdict == "not reproduced" and len(found.details["held_out"]) == 4
