@@ -4,7 +4,7 @@ import re
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vitalk.speech.text.cleaning import clean
@@ -201,6 +201,8 @@ def test_other_languages_take_any_text(text, lang):
     assert isinstance(normalise(text, lang), str)
 
 
+@example("¹²")
+@example("①²³")
 @given(st.text(max_size=80))
 @settings(max_examples=200, deadline=None)
 def test_cleaning_leaves_nothing_invisible_and_is_done_once(text):

@@ -91,11 +91,15 @@ def clean(text: str) -> str:
     0-9, vulgar fractions 1/2; a sign repeated more than three times is kept thrice; runs of spaces become one.
     """
     text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n").translate(_SURROGATES))
-    text = _POWER.sub(lambda m: "^" + unicodedata.normalize("NFKC", m.group()), text)
-    text = unicodedata.normalize("NFC", _STRAY_JOINER.sub("", text.translate(_CLEANER)))
+    text = _STRAY_JOINER.sub("", _powers(text).translate(_CLEANER))
+    text = unicodedata.normalize("NFC", _powers(text))  # again: ¹ has become the digit before a ²
     text = text.replace("...", "…")
     text = _LINES.sub("\n", _SPACES.sub(" ", _MANY.sub(r"\1\1\1", text)))
     return text.strip(" ")
+
+
+def _powers(text: str) -> str:
+    return _POWER.sub(lambda m: "^" + unicodedata.normalize("NFKC", m.group()), text)
 
 
 class _Surrogates(dict[int, int | None]):
