@@ -17,16 +17,16 @@ import wrapt
 
 if TYPE_CHECKING:
     from vitalk.deploy.runtime import Eye
+    from vitalk.speech.voice import Voice
 
-__all__ = ["Eye", "__version__"]
+__all__ = ["Eye", "Voice", "__version__"]
+_LAZY = {"Eye": "vitalk.deploy.runtime", "Voice": "vitalk.speech.voice"}
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Eye":
-        from vitalk.deploy.runtime import Eye
-
-        return Eye
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'vitalk' has no attribute {name!r}")
 
 

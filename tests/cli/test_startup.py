@@ -37,8 +37,9 @@ def test_nothing_heavy_is_imported(args):
     assert "HEAVY []" in fresh(code)
 
 
-def test_the_eye_needs_no_torch():
-    assert "Eye" in fresh(f"{WITHOUT_TORCH}from vitalk import Eye\nprint(Eye.__name__)")
+@pytest.mark.parametrize("name", ["Eye", "Voice"])
+def test_eye_and_voice_need_no_torch(name):
+    assert name in fresh(f"{WITHOUT_TORCH}from vitalk import {name}\nprint({name}.__name__)")
 
 
 @pytest.mark.parametrize(

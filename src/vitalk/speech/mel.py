@@ -74,8 +74,10 @@ def magnitudes(wave: Tensor, spec: MelSpec) -> Tensor:
     wave = F.pad(wave[:, None], (whole // 2, whole - whole // 2), mode="reflect")[:, 0]
     window = torch.hann_window(spec.win, device=wave.device, dtype=wave.dtype)
     spectrum = torch.stft(wave, spec.n_fft, spec.hop, spec.win, window, center=False, return_complex=True)
-    power = torch.view_as_real(spectrum).square().sum(-1)
-    return (power + spec.power_floor).sqrt() if spec.power_floor else spectrum.abs()
+    if not spec.power_floor:
+        return spectrum.abs()
+    real, imag = torch.view_as_real(spectrum).unbind(-1)
+    return (real.square() + imag.square() + spec.power_floor).sqrt()
 
 
 def log_mel(wave: Tensor, spec: MelSpec) -> Tensor:
