@@ -24,6 +24,7 @@ from .method import KeepAttentive, evit
 KEEP = 0.7
 MODEL, BLOCKS = "vitalk_eye", (1, 2, 3)  # the embedded classifier has four blocks; the paper reduces 3, 6, 9 of twelve
 BATCH, SEEDS = 128, 2
+MARGIN = 0.5  # points between rankings
 
 
 class KeepRandom(KeepAttentive):
@@ -120,14 +121,17 @@ def judge(speed: Efficiency, top1: dict[str, float]) -> Verdict:
     """The verdict on the whole claim.
 
     "reproduced" where MACs fall from 4.6 to 3.0 G, throughput rises by at least 40 %, fine-tuned accuracy drops by
-    at most one point and the rankings order as in the paper; "direction only" where that order alone holds.
+    at most one point and the rankings order as in the paper, each ahead of the next by half a point, which is more
+    than other pictures would change. "direction only" where that order alone holds, or where all but the place of
+    random ranking does.
     """
     cheap = [round(value, 1) for value in speed.macs] == [4.6, 3.0] and speed.speedup >= 0.4
     close = top1["tuned dense"] - top1["tuned attention fused"] <= 1.0
-    ordered = top1["shelf attention fused"] > top1["shelf random fused"] > top1["shelf inverse fused"]
+    attention, random, inverse = (top1[f"shelf {name} fused"] for name in ("attention", "random", "inverse"))
+    ordered = attention - random >= MARGIN and random - inverse >= MARGIN
     if cheap and close and ordered:
         return "reproduced"
-    return "direction only" if ordered else "not reproduced"
+    return "direction only" if ordered or (cheap and close and attention - inverse >= MARGIN) else "not reproduced"
 
 
 def measure(minutes: float, data: Path) -> Measurement:
