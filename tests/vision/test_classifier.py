@@ -97,3 +97,9 @@ def test_weights_of_another_head_are_left_out(tmp_path):
     assert torch.equal(other.head.weight, head)
     with pytest.raises(UserError, match="checkpoint"):
         load_weights(other, str(tmp_path / "none.safetensors"))
+
+
+def test_batch_norm_cannot_train_on_one_picture():
+    model = Classifier("resnet10t", num_classes=3)
+    with pytest.raises(UserError, match="batch of one cannot train; raise batch_size"):
+        model.training_step((torch.randn(1, 3, 32, 32), torch.tensor([0])), 0)

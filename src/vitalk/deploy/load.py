@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vitalk.deploy.preprocess import Preprocess
 from vitalk.errors import UserError
+from vitalk.vision.checkpoints import load_matching
 from vitalk.vision.classifier import create
 
 
@@ -92,10 +93,7 @@ def _filled(
 ) -> Loaded:
     args = dict(args)
     model = create(name, args.pop("num_classes", len(labels or []) or None), {**args, "pretrained": False})
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"{path} does not fit the model {name} ({str(error).splitlines()[-1].strip()[:120]})") from None
+    load_matching(model, state, path)
     return Loaded(model.eval(), preprocess, labels, name)
 
 

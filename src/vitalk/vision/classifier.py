@@ -34,7 +34,7 @@ class Classifier(LightningModule):
     at temperature ``tau``, "hard" the cross-entropy with its decision; ``alpha`` weighs it against the labels.
     Moving averages of the weights are Lightning's ``EMAWeightAveraging`` callback.
 
-    Raises UserError for an unknown model and for a loss that is not finite.
+    Raises UserError for an unknown model, a batch of one with batch norm, and a loss that is not finite.
     """
 
     def __init__(
@@ -88,6 +88,8 @@ class Classifier(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:  # noqa: D102
         images, labels = self._resized(batch[0]).contiguous(memory_format=torch.channels_last), batch[1]
+        if len(images) == 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.modules()):
+            raise UserError(f"{self.hparams.model} has batch norm, which a batch of one cannot train; raise batch_size")
         if self.mix is not None and len(images) % 2 == 0:
             images, target = self.mix(images, labels)
         else:
