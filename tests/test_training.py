@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning import LightningModule
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from vitalk.errors import UserError
+from vitalk.files import write_tensors
 from vitalk.recipes import load_recipe
 from vitalk.training import run
 
@@ -139,3 +141,40 @@ def test_the_model_file_describes_itself(recipe, tmp_path):
         meta = file.metadata()
     assert meta["model"] == "vit_tiny_patch16_224" and yaml.safe_load(meta["labels"]) == ["blue", "green", "red"]
     assert list((tmp_path / "run" / "tensorboard").rglob("events*")), "TensorBoard logs are written"
+
+
+class Counting(LightningModule):
+    """Its only weight counts the steps; its validation loss is least after the second epoch."""
+
+    MONITOR = "val/loss"
+
+    def __init__(self, num_classes: int = 3):
+        super().__init__()
+        self.count = torch.nn.Parameter(torch.zeros(1))
+
+    def training_step(self, batch, _):
+        self.count.data += 1
+        return 0 * self.count.sum()
+
+    def validation_step(self, batch, _):
+        self.log("val/loss", abs(self.current_epoch - 1.0))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+    def save_weights(self, path, data):
+        write_tensors(path, self.state_dict(), {})
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_the_weights_of_the_least_validation_loss_are_kept(recipe, tmp_path, cut):
+    presets = yaml.safe_load(recipe.read_text())
+    presets["presets"]["tiny"]["model"] = {"class_path": "tests.test_training.Counting"}
+    recipe.write_text(yaml.safe_dump(presets))
+    folder = tmp_path / "run"
+    if cut:
+        run(str(recipe), "tiny", None, folder, ["--trainer.max_epochs=2"], 2)
+    run(str(recipe), "tiny", None, folder, ["--trainer.max_epochs=4"], 2)
+    steps = 48 // 4
+    assert load_file(folder / "model.safetensors")["count"].item() == 2 * steps
+    assert torch.load(folder / "last.ckpt", weights_only=False)["global_step"] == 4 * steps

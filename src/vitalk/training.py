@@ -1,8 +1,9 @@
 """Runs and resuming: what ``vitalk train`` does, for sight and speech alike.
 
-A recipe names a LightningModule and a LightningDataModule. Two conventions beside Lightning's own: what the data
-module lists in ``PROVIDES`` (``num_classes``) goes to the model's argument of that name, where it has one; and the
-trained module writes its own weights, ``module.save_weights(path, datamodule)``.
+A recipe names a LightningModule and a LightningDataModule. Three conventions beside Lightning's own: what the data
+module lists in ``PROVIDES`` (``num_classes``) goes to the model's argument of that name, where it has one; the trained
+module writes its own weights, ``module.save_weights(path, datamodule)``; and where it names a validation loss as
+``MONITOR``, these are the weights with the least of it, kept as best.ckpt, instead of the last ones.
 """
 
 import inspect
@@ -12,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
@@ -83,7 +85,9 @@ def run(
             subclass_mode_model=True,
             subclass_mode_data=True,
             run=False,
-            trainer_defaults=_trainer_defaults(folder, interval),
+            trainer_defaults=_trainer_defaults(
+                folder, interval, getattr(_class(config["model"]["class_path"]), "MONITOR", None)
+            ),
             save_config_callback=None,
             args=["--config", str(configured), *overrides],
         )
@@ -97,18 +101,22 @@ def run(
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=last if last.exists() else None, weights_only=False)
     target = folder / "model.safetensors"
     if cli.trainer.is_global_zero:
+        if (best := folder / "best.ckpt").exists():
+            cli.model.load_state_dict(torch.load(best, "cpu", weights_only=False)["state_dict"])
         cli.model.save_weights(target, cli.datamodule)
         print(f"trained model: {target}")
     return target
 
 
-def _trainer_defaults(folder: Path, interval: int) -> dict[str, Any]:
+def _trainer_defaults(folder: Path, interval: int, monitor: str | None) -> dict[str, Any]:
+    best = [ModelCheckpoint(folder, filename="best", monitor=monitor, enable_version_counter=False)] if monitor else []
     return {
         "default_root_dir": folder,
         "logger": [TensorBoardLogger(folder, name="tensorboard"), CSVLogger(folder, name="csv")],
         "callbacks": [
             ModelCheckpoint(folder, filename="{step}", every_n_train_steps=interval, save_last=True, save_top_k=1),
             LearningRateMonitor("step"),
+            *best,
         ],
         "plugins": [WholeCheckpoints()],
         "use_distributed_sampler": False,

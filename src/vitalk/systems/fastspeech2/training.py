@@ -39,6 +39,8 @@ class FastSpeech2Training(LightningModule):
     Raises UserError for data without durations and for a loss that is not finite.
     """
 
+    MONITOR = "val/mel"
+
     def __init__(
         self,
         n_symbols: int,
