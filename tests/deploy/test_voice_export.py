@@ -47,6 +47,15 @@ def test_a_voice_speaks(voice_file):
     assert np.isfinite(audio.samples).all() and np.abs(audio.samples).max() <= 1
 
 
+def test_a_voice_says_symbols_it_never_met_as_the_nearest(tmp_path, voice_file):
+    few = Voice.load(export_voice(*networks(), SPEC, tmp_path / "few.onnx", "few", "en-us", symbols="həlˈoʊ ,."))
+    assert np.array_equal(few.speak("Hello — hello!").samples, few.speak("Hello, hello.").samples)
+    whole = Voice.load(voice_file)
+    assert len(whole.speak("Hello — hello!").samples) != len(whole.speak("Hello, hello.").samples)
+    with pytest.raises(UserError, match="few has learnt none of the sounds"):
+        few.speak("Be!")
+
+
 def test_speed_changes_the_length_and_sentences_come_one_by_one(voice_file):
     voice = Voice.load(voice_file)
     plain, slow = (voice.speak("Hello there, you.", speed=speed).seconds for speed in (1.0, 0.5))

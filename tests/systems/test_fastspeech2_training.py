@@ -4,11 +4,15 @@ import pytest
 import torch
 from lightning import Trainer, seed_everything
 
+from vitalk.cli.export import export
 from vitalk.errors import UserError
 from vitalk.experiments import budget, short_run
 from vitalk.files import data_root
 from vitalk.speech.align.training import AlignerTraining
 from vitalk.speech.features import Speech
+from vitalk.speech.mel import mel_spec
+from vitalk.speech.vocoder.generators import create, save_vocoder
+from vitalk.speech.voice import Voice
 from vitalk.systems.fastspeech2 import reproduce
 from vitalk.systems.fastspeech2.training import FastSpeech2Training, ForVoice, load_trained
 
@@ -72,13 +76,40 @@ def test_the_network_is_built_from_the_data_kept_and_loaded(corpus, tmp_path):
     trainer.fit(module, datamodule=corpus)
     module.save_weights(tmp_path / "model.safetensors", corpus)
     net, about = load_trained(tmp_path / "model.safetensors")
-    assert about == {"mel": "vitalk", "lang": "en-us", "speakers": ["s0", "s1"]}
+    assert about == {"mel": "vitalk", "lang": "en-us", "speakers": ["s0", "s1"], "symbols": corpus.symbols()}
     ids, speaker = torch.randint(1, 60, (1, 7)), torch.tensor([1])
     factors = [torch.tensor([v]) for v in (0.9, 1.1, 1.0)]
     mel, durations = ForVoice(net)(ids, speaker, *factors)
     expected, _ = ForVoice(module.net.eval())(ids, speaker, *factors)
     torch.testing.assert_close(mel, expected)
     assert mel.shape[2] == int(durations.sum())
+
+
+def test_a_trained_network_and_a_vocoder_are_exported_as_a_voice(corpus, tmp_path):
+    acoustic, vocoder = tmp_path / "acoustic.safetensors", tmp_path / "vocoder.safetensors"
+    module = training(corpus, variant="small")
+    torch.nn.init.constant_(module.net.duration.linear.bias, 1.8)
+    module.save_weights(acoustic, corpus)
+    sizes = {"dim": 16, "intermediate": 32, "layers": 1}
+    save_vocoder(vocoder, create("vocos", mel_spec("vitalk"), sizes), "vocos", sizes, "vitalk")
+    export(str(acoustic), tmp_path / "hum.onnx", vocoder=vocoder, licence="CC0")
+    voice = Voice.load(tmp_path / "hum.onnx")
+    assert (voice.name, voice.lang, voice.speakers) == ("hum", "en-us", ["s0", "s1"])
+    assert voice.about["symbols"] == corpus.symbols() and voice.about["licence"] == "CC0"
+    stored = sum(p.numel() for p in module.net.parameters()) * 2
+    assert (tmp_path / "hum.onnx").stat().st_size < 1.5 * stored + 300_000
+    with pytest.raises(UserError, match="name the vocoder"):
+        export(str(acoustic), tmp_path / "x.onnx")
+    with pytest.raises(UserError, match="holds no vocoder"):
+        export(str(acoustic), tmp_path / "x.onnx", vocoder=acoustic)
+    save_vocoder(vocoder, create("vocos", mel_spec("vocos"), sizes), "vocos", sizes, "vocos")
+    with pytest.raises(UserError, match="hears mels of preset vocos"):
+        export(str(acoustic), tmp_path / "x.onnx", vocoder=vocoder)
+    assert not (tmp_path / "x.onnx").exists()
+
+
+def test_symbols_that_are_rare_do_not_count(corpus):
+    assert set(corpus.symbols(least=1)) == set(" hˈʌm") and corpus.symbols(least=10**6) == ""
 
 
 def test_says_what_is_missing(corpus, tmp_path):

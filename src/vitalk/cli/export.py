@@ -1,31 +1,48 @@
-"""``vitalk export``: a model as one ONNX file."""
+"""``vitalk export``: a model, or a voice, as one ONNX file."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from vitalk.errors import UserError
+
 
 def export(
-    model: Annotated[str, typer.Argument(help="A timm name, a checkpoint file or hf-hub:NAME.")],
+    model: Annotated[str, typer.Argument(help="A timm name, a checkpoint file, hf-hub:NAME, or an acoustic model.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The .onnx file.")],
     labels: Annotated[Path | None, typer.Option(help="JSON list of class names, where the model has none.")] = None,
     random_weights: Annotated[bool, typer.Option(help="A timm model with random weights.")] = False,
+    vocoder: Annotated[Path | None, typer.Option(help="For a voice: model.safetensors of a vocoder.")] = None,
+    name: Annotated[str | None, typer.Option(help="For a voice: its name [the file's].")] = None,
+    licence: Annotated[str, typer.Option(help="For a voice: the licence that is told with it.")] = "",
 ) -> None:
-    """Write a model as ONNX, with its preprocessing and labels in the file's metadata.
+    """Write a classifier as ONNX with its preprocessing and labels, or an acoustic model and a vocoder as a voice.
 
-    Example: vitalk export deit_small_patch16_224 -o deit.onnx
+    Examples: vitalk export deit_small_patch16_224 -o deit.onnx;
+    vitalk export runs/fastspeech2-cpu/model.safetensors --vocoder runs/vocoder-cpu/model.safetensors -o voice.onnx
     """
-    import json
-
     from rich.console import Console
-
-    from vitalk.deploy.load import load_model
-    from vitalk.deploy.onnx_export import export_onnx
-    from vitalk.errors import UserError
 
     if not output.parent.is_dir():
         raise UserError(f"there is no folder {output.parent}; create it or choose another with -o")
+    slug = _acoustic_system(model)
+    with Console(stderr=True).status(f"exporting {model}"):
+        if slug is not None:
+            told = _voice(slug, model, output, vocoder, name or output.stem, licence)
+        else:
+            if vocoder is not None:
+                raise UserError(f"{model} is no acoustic model, so --vocoder does not go with it; leave it out")
+            told = _classifier(model, output, labels, random_weights)
+    print(f"{output}: {output.stat().st_size / 1e6:.2f} MB, {told}, agrees with torch")
+
+
+def _classifier(model: str, output: Path, labels: Path | None, random_weights: bool) -> str:
+    import json
+
+    from vitalk.deploy.load import load_model
+    from vitalk.deploy.onnx_export import export_onnx
+
     loaded = load_model(model, pretrained=not random_weights)
     names = loaded.labels or [str(i) for i in range(loaded.model.num_classes)]
     if labels is not None:
@@ -33,6 +50,42 @@ def export(
             names = json.loads(labels.read_text())
         except (OSError, ValueError) as error:
             raise UserError(f"{labels} is not a JSON list of class names ({error})") from None
-    with Console(stderr=True).status(f"exporting {model}"):
-        export_onnx(loaded.model, output, loaded.preprocess, names, name=loaded.name)
-    print(f"{output}: {output.stat().st_size / 1e6:.2f} MB, {len(names)} classes, agrees with torch")
+    export_onnx(loaded.model, output, loaded.preprocess, names, name=loaded.name)
+    return f"{len(names)} classes"
+
+
+def _voice(slug: str, model: str, output: Path, vocoder: Path | None, name: str, licence: str) -> str:
+    from importlib import import_module
+
+    from vitalk.catalog import find
+    from vitalk.deploy.voice_export import export_voice
+    from vitalk.speech.mel import mel_spec
+    from vitalk.speech.vocoder.generators import load_vocoder
+
+    if vocoder is None:
+        raise UserError(f"{model} makes spectrograms; name the vocoder that turns them into sound with --vocoder")
+    acoustic, about = import_module(f"{find(slug).package}.training").load_for_voice(model)
+    generator, mel = load_vocoder(vocoder)
+    if mel != about["mel"]:
+        raise UserError(f"{vocoder} hears mels of preset {mel}, {model} makes {about['mel']}; train one for the other")
+    export_voice(
+        acoustic, generator, mel_spec(mel), output, name, about["lang"], about["speakers"], licence, about["symbols"]
+    )
+    return f"the voice {name}"
+
+
+def _acoustic_system(model: str) -> str | None:
+    """The slug of the system whose acoustic model a file holds; None for anything else."""
+    if not model.endswith(".safetensors") or not Path(model).is_file():
+        return None
+    from safetensors import SafetensorError, safe_open
+
+    from vitalk.catalog import SYSTEMS
+
+    try:
+        with safe_open(model, "np") as file:
+            form = (file.metadata() or {}).get("format", "")
+    except SafetensorError:
+        return None
+    acoustic = {f"vitalk {system.slug}": system.slug for system in SYSTEMS if system.family.startswith("speech")}
+    return acoustic.get(form)

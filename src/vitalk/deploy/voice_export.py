@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +46,19 @@ def export_voice(
     lang: str,
     speakers: list[str] | None = None,
     licence: str = "",
+    symbols: str = "",
 ) -> Path:
     """Write a voice file, whole or not at all, after checking it against torch in onnxruntime.
 
-    acoustic: see ``Speaking``. speakers: their names, where the model knows several.
+    acoustic: see ``Speaking``. speakers: their names, where the model knows several. symbols: those that it has
+    learnt, all where empty; others are spoken as the nearest of them.
+    Weights are stored in half precision, to which the networks' own are rounded first, and computed with in single.
     Raises UserError for vocoders without a spectrum, and where the file says something else than torch by more than
     a thousandth of the largest value.
     """
     import onnx
 
-    module = Speaking(acoustic, vocoder).eval()
+    module = _rounded(Speaking(acoustic, vocoder).eval())
     many = speakers is not None and len(speakers) > 1
     # Three tensors of their own: the exporter takes one that is given thrice for one input.
     example: dict[str, Any] = {"ids": torch.randint(1, 60, (1, 12)), **{k: torch.ones(1) for k in FACTORS}}
@@ -66,8 +70,9 @@ def export_voice(
         dynamic_shapes={k: {1: torch.export.Dim("text", min=2, max=4096)} if k == "ids" else None for k in example},
     )  # fmt: skip
     about = {"name": name, "lang": lang, "rate": spec.rate, "n_fft": spec.n_fft, "hop": spec.hop,
-             "speakers": speakers if many else [], "licence": licence}  # fmt: skip
+             "speakers": speakers if many else [], "symbols": symbols, "licence": licence}  # fmt: skip
     proto = program.model_proto
+    _store_halves(proto.graph)
     onnx.helper.set_model_props(proto, {"vitalk.voice": json.dumps(about)})
     content = proto.SerializeToString()
     _check(module, content, example)
@@ -75,6 +80,43 @@ def export_voice(
 
 
 FACTORS = ("speed", "pitch", "energy")
+LARGE = 256  # values from which on a tensor is stored in half precision
+
+
+def _rounded(module: nn.Module) -> nn.Module:
+    """A copy whose large weights are those that half precision can hold."""
+    module = deepcopy(module)
+    for weight in module.parameters():
+        if weight.numel() >= LARGE:
+            weight.data = weight.data.half().to(weight.dtype)
+    return module
+
+
+def _store_halves(graph: Any) -> None:
+    """Large single-precision weights of an ONNX graph that half precision holds exactly -> halves and their Casts.
+
+    onnxruntime folds the Casts when it loads the file, so that they cost nothing afterwards.
+    """
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    casts = []
+    for weight in graph.initializer:
+        if weight.data_type != TensorProto.FLOAT or np.prod(weight.dims) < LARGE:
+            continue
+        values = numpy_helper.to_array(weight)
+        with np.errstate(over="ignore"):
+            halves = values.astype(np.float16)
+        if not np.array_equal(halves.astype(np.float32), values):
+            continue
+        name = weight.name
+        weight.CopyFrom(numpy_helper.from_array(halves, f"{name}.half"))
+        casts.append(helper.make_node("Cast", [weight.name], [name], f"{name}.cast", to=TensorProto.FLOAT))
+    nodes = [*casts, *graph.node]
+    for node in nodes:  # where in the source a node comes from takes more room than a small network
+        del node.metadata_props[:]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 @torch.inference_mode()

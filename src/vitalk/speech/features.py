@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -253,6 +254,13 @@ class Speech(LightningDataModule):
         found = [self.cache.fetch(self.train[i]) for i in chosen]
         hertz, level = (torch.from_numpy(np.concatenate([row[name] for row in found])) for name in ("f0", "energy"))
         return Spread.of(hertz, log=True), Spread.of(level)
+
+    def symbols(self, least: int = 10) -> str:
+        """The symbols that the training part shows so often at least: what a model of it can be expected to speak."""
+        from .text.symbols import to_phonemes
+
+        shown = Counter(c for clip in self.train for c in to_phonemes(self.cache.fetch(clip)["ids"].tolist()))
+        return "".join(sorted(c for c, count in shown.items() if count >= least))
 
     def train_dataloader(self) -> DataLoader:  # noqa: D102
         return self._loader(

@@ -3,10 +3,11 @@
 A voice file maps symbol ids to the spectrum of its waveform. Inputs: ids int64 [1, text] and the factors speed, pitch
 and energy, float32 [1]; where it has several speakers, speaker int64 [1]. Outputs: real and imag [1, bins, frames],
 and durations int64 [1, text] in frames. Its metadata ``vitalk.voice`` is JSON: name, lang, rate, n_fft, hop,
-speakers, licence. The inverse Fourier transform is done here.
+speakers, symbols (those it has learnt), licence. The inverse Fourier transform is done here.
 """
 
 import json
+import unicodedata
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -19,6 +20,7 @@ from vitalk.errors import UserError, nearest
 from .audio import Audio
 from .synthesizer import Prompt
 from .text.front import Front, Utterance
+from .text.symbols import SYMBOLS, adapted, utterance_ids
 from .vocoder.istft_numpy import overlap_add
 
 RANGES = {"speed": (0.25, 4.0), "pitch": (0.5, 2.0), "energy": (0.25, 4.0)}
@@ -104,8 +106,11 @@ class Voice:
     def _say(self, utterance: Utterance, factors: dict[str, float], speaker: int) -> Audio:
         if not utterance.ids:  # a pause alone
             return Audio(np.zeros(int(utterance.pause * self.rate), np.float32), self.rate)
+        ids = utterance_ids(adapted(utterance.phonemes, self.about.get("symbols") or SYMBOLS))
+        if not any(unicodedata.category(SYMBOLS[i]) in ("Ll", "Lu", "Lo") for i in ids):
+            raise UserError(f"the voice {self.name} has learnt none of the sounds of {utterance.text[:60]!r}")
         fed = {
-            "ids": np.asarray([utterance.ids], np.int64),
+            "ids": np.asarray([ids], np.int64),
             "speed": np.float32([factors["speed"] * utterance.rate]),
             "pitch": np.float32([factors["pitch"] * utterance.pitch]),
             "energy": np.float32([factors["energy"]]),

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitalk.speech.text.phonemes import Phonemizer, languages
-from vitalk.speech.text.symbols import SIZE, SYMBOLS, to_ids, to_phonemes, unknown
+from vitalk.speech.text.symbols import SIZE, SYMBOLS, adapted, to_ids, to_phonemes, unknown
 
 SAMPLE = (
     "0 1 2 3 4 5 6 7 8 9 12 35 100 abcdefghijklmnopqrstuvwxyz "
@@ -48,3 +48,28 @@ LANGS = "am ar bg cmn cs da de es fr-fr hi hu is it ko lb pl pt-br ru sv ta tr v
 @pytest.mark.parametrize("lang", LANGS.split())
 def test_what_espeak_says_is_in_the_table(lang):
     assert lang in languages() and not unknown(Phonemizer(lang).phonemes(SAMPLE))
+
+
+KNOWN = set("abdhilmnostʌɪə ,.?ˈ")
+
+
+@pytest.mark.parametrize(
+    ("phonemes", "spoken"),
+    [
+        ("mˈaɪ, dɪd? nˈo.", "mˈaɪ, dɪd? nˈo."),
+        ("sˈo — hɪ (ˈalmost) dɪd; nˈo!", "sˈo, hɪ, ˈalmost, dɪd, nˈo."),
+        ("(dɪd) nˈo (mˈaɪbi).", "dɪd nˈo, mˈaɪbi.".replace("dɪd ", "dɪd, ")),
+        ("— hɪ… mˈo?!", "hɪ. mˈo."),
+        ("ɪç dˈø", "ɪh dˈ"),
+        ("«nˈo»", "nˈo"),
+        ("ǀǂ", ""),
+    ],
+)
+def test_symbols_a_voice_never_met_become_the_nearest_it_knows(phonemes, spoken):
+    assert adapted(phonemes, KNOWN) == spoken
+
+
+@given(st.text(st.sampled_from(SYMBOLS[1:])))
+def test_what_is_adapted_is_known(phonemes):
+    assert set(adapted(phonemes, KNOWN)) <= KNOWN
+    assert adapted(phonemes, SYMBOLS) == phonemes

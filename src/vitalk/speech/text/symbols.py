@@ -5,7 +5,9 @@ of rows an embedding has. The design is ours; it covers the IPA that espeak-ng 1
 the letters of Kokoro's vocabulary.
 """
 
+import re
 import unicodedata
+from collections.abc import Collection
 
 PAD = "_"
 PUNCTUATION = ';:,.!?¡¿—…"«»“”()'
@@ -45,6 +47,16 @@ SYMBOLS: tuple[str, ...] = tuple(
     )
 )
 SIZE = 320
+# What a voice says that never met a symbol: the nearest one, in steps until it knows one; "" for nothing. Ours.
+_NEAR = {
+    **dict.fromkeys("—;:()", ","), **dict.fromkeys("…!?", "."), **dict.fromkeys("«»“”", '"'),
+    **dict.fromkeys('¿¡"', ""), **dict.fromkeys("rʁʀɾɽ", "ɹ"), **dict.fromkeys("xçħχɦ", "h"),
+    **dict.fromkeys("øœɘɵ", "ɜ"), **dict.fromkeys("yɨʏᵻ", "ɪ"), **dict.fromkeys("ɲŋɳ", "n"),
+    **dict.fromkeys("ʎɫɭɬ", "l"), **dict.fromkeys("ɣɟgɢ", "ɡ"), **dict.fromkeys("cq", "k"), **dict.fromkeys("ʂɕ", "ʃ"),
+    **dict.fromkeys("ʐʑ", "ʒ"), **dict.fromkeys("βʋ", "v"), **dict.fromkeys("ɚɐ", "ə"),
+    "ɸ": "f", "ɱ": "m", "ɯ": "u", "ɤ": "ʌ", "ɒ": "ɑ", "ɝ": "ɜ", "ʈ": "t", "ɖ": "d",
+}  # fmt: skip
+_STOPS = ",;:.!?…"
 _IDS = {symbol: index for index, symbol in enumerate(SYMBOLS)}
 
 
@@ -65,6 +77,27 @@ def utterance_ids(phonemes: str) -> list[int]:
     Aligners need something for that silence to belong to; what is spoken must be written as what was learnt.
     """
     return to_ids(f" {phonemes.strip()} ")
+
+
+def adapted(phonemes: str, known: Collection[str]) -> str:
+    """The phonemes in the symbols that a voice has learnt: the nearest of those for each other one.
+
+    Brackets and dashes become commas; marks that nothing comes near are left out. Where all are known, nothing changes.
+    """
+    letters = _known(phonemes)
+    if all(c in known for c in letters):
+        return phonemes
+
+    def nearest(c: str) -> str:
+        while c and c not in known:
+            c = _NEAR.get(c, "")
+        return c
+
+    text = "".join(map(nearest, letters))
+    # Stops stand behind a word and before a space; of several in a row the last one counts.
+    text = re.sub(rf"\s*([{_STOPS}])(?:\s*[{_STOPS}])*(?=[^\s{_STOPS}\"])", r"\1 ", text)
+    text = re.sub(rf"\s*(?:[{_STOPS}]\s*)*([{_STOPS}])", r"\1", text)
+    return " ".join(text.lstrip(f"{_STOPS} ").split())
 
 
 def to_phonemes(ids: list[int]) -> str:

@@ -155,7 +155,7 @@ class FastSpeech2Training(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def save_weights(self, path: Path, data: Any) -> None:
-        """Write the network as safetensors whose metadata holds its arguments, speakers and language."""
+        """Write the network as safetensors whose metadata holds its arguments, speakers, language and symbols."""
         from vitalk.files import write_tensors
 
         meta = {
@@ -163,6 +163,7 @@ class FastSpeech2Training(LightningModule):
             "arguments": json.dumps(dict(self.hparams)),
             "speakers": json.dumps(data.speakers),
             "lang": data.hparams.lang,
+            "symbols": data.symbols(),
         }
         write_tensors(path, self.net.state_dict(), meta)
 
@@ -184,7 +185,7 @@ class ForVoice(nn.Module):
 
 
 def load_trained(path: str | Path) -> tuple[FastSpeech2, dict[str, Any]]:
-    """(network in eval mode, {"mel", "lang", "speakers"}) of the model.safetensors of a training.
+    """(network in eval mode, {"mel", "lang", "speakers", "symbols"}) of the model.safetensors of a training.
 
     Raises UserError where it is none.
     """
@@ -204,5 +205,12 @@ def load_trained(path: str | Path) -> tuple[FastSpeech2, dict[str, Any]]:
     # Placeholders: the corpus' own spreads are buffers of the state.
     net = module.build(Spread(5.0, 0.3, 60.0, 600.0, log=True), Spread(30.0, 30.0, 0.0, 300.0))
     net.load_state_dict(state)
-    about = {"mel": module.hparams.mel, "lang": meta["lang"], "speakers": json.loads(meta["speakers"])}
+    about = {"mel": module.hparams.mel, "lang": meta["lang"], "speakers": json.loads(meta["speakers"]),
+             "symbols": meta["symbols"]}  # fmt: skip
     return net.eval(), about
+
+
+def load_for_voice(path: str | Path) -> tuple[ForVoice, dict[str, Any]]:
+    """``load_trained`` in the form that voices are made of: what ``vitalk export`` asks of an acoustic model."""
+    net, about = load_trained(path)
+    return ForVoice(net), about
