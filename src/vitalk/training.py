@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import yaml
+from lightning import LightningModule
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -56,6 +57,11 @@ def _class(path: str) -> type:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"the recipe names {path}, which cannot be imported ({error})") from None
+
+
+def arguments_of(module: LightningModule) -> dict[str, Any]:
+    """What a module was built with, without the notes that LightningCLI keeps among its hyperparameters."""
+    return {key: value for key, value in module.hparams.items() if not key.startswith("_")}
 
 
 def _named_sentence(error: BaseException | None) -> UserError | None:

@@ -6,7 +6,7 @@ import torch
 from timm.layers import Attention
 from timm.models.swin_transformer import WindowAttention
 
-from vitalk.nn.attention import SiteAttention, SiteWindowAttention
+from vitalk.nn.attention import SiteAttention, SiteWindowAttention, attend
 
 
 def unfused(attn):
@@ -68,3 +68,13 @@ def test_is_an_attention_layer_for_timm():
     site.load_state_dict(plain.state_dict())
     image = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(site(image), plain(image))
+
+
+def test_attention_is_the_same_with_and_without_gradients():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 7, 8) for _ in range(3))
+    keys = torch.arange(7)[None, None, None] < torch.tensor([7, 4])[:, None, None, None]
+    for seen in (None, keys):
+        with torch.no_grad():
+            fused = attend(q, k, v, seen)
+        torch.testing.assert_close(attend(q, k, v, seen), fused)

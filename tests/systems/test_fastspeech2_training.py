@@ -15,6 +15,7 @@ from vitalk.speech.vocoder.generators import create, save_vocoder
 from vitalk.speech.voice import Voice
 from vitalk.systems.fastspeech2 import reproduce
 from vitalk.systems.fastspeech2.training import FastSpeech2Training, ForVoice, load_trained
+from vitalk.training import run
 
 BLOCKS = {"depth": 1, "hidden": 16, "kernels": (3, 1)}
 SIZE = {"dim": 16, "encoder": BLOCKS, "decoder": BLOCKS}
@@ -106,6 +107,18 @@ def test_a_trained_network_and_a_vocoder_are_exported_as_a_voice(corpus, tmp_pat
     with pytest.raises(UserError, match="hears mels of preset vocos"):
         export(str(acoustic), tmp_path / "x.onnx", vocoder=vocoder)
     assert not (tmp_path / "x.onnx").exists()
+
+
+def test_from_a_corpus_to_a_voice_by_the_recipes(hums, tmp_path):
+    cache = f"--data.init_args.cache={tmp_path / 'cache'}"
+    few = ["--trainer.max_steps=1", "--trainer.enable_progress_bar=false"]
+    aligner = run("aligner", "tiny", str(hums), tmp_path / "aligner", [*few, cache])
+    assert AlignerTraining.load(aligner).hparams.n_symbols > 0
+    told = f"--data.init_args.aligner={aligner}"
+    acoustic = run("fastspeech2", "tiny", str(hums), tmp_path / "acoustic", [*few, cache, told])
+    vocoder = run("vocoder", "tiny", str(hums), tmp_path / "vocoder", [*few, cache, "--data.init_args.segment=1200"])
+    export(str(acoustic), tmp_path / "hum.onnx", vocoder=vocoder)
+    assert Voice.load(tmp_path / "hum.onnx").speakers == ["s0", "s1"]
 
 
 def test_symbols_that_are_rare_do_not_count(corpus):

@@ -3,6 +3,7 @@
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from timm.layers import Attention
 from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
@@ -58,6 +59,21 @@ def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in qkv.chunk(3, -1))
     return q, k, v
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None = None) -> Tensor:
+    """Softmax attention with the fused kernel: q, k, v [batch, heads, tokens, head_dim] -> the shape of q.
+
+    keys: bool, broadcast against [batch, heads, queries, keys]: those that may be looked at. Where gradients are wanted
+    on a CPU the products are multiplied out, since the fused kernel's backward pass is the slower by a factor of 2 to 3
+    there for up to some hundred tokens.
+    """
+    if not (q.device.type == "cpu" and torch.is_grad_enabled()):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    if keys is not None:
+        scores = scores.masked_fill(~keys, float("-inf"))
+    return scores.softmax(-1).to(v.dtype) @ v
 
 
 class SiteWindowAttention(WindowAttention):

@@ -3,11 +3,10 @@
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitalk.errors import UserError
-from vitalk.nn.attention import split_heads
+from vitalk.nn.attention import attend, split_heads
 
 Norm = Callable[[int], nn.Module]
 
@@ -54,7 +53,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """mask [batch, time]: the keys that may be looked at."""
         keys = None if mask is None else mask[:, None, None]
-        x = F.scaled_dot_product_attention(*split_heads(self.qkv(x), self.heads), attn_mask=keys)
+        x = attend(*split_heads(self.qkv(x), self.heads), keys)
         return self.proj(x.transpose(1, 2).flatten(2))
 
 

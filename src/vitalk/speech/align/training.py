@@ -117,8 +117,9 @@ class AlignerTraining(LightningModule):
     def save_weights(self, path: Path, data: Any = None) -> None:
         """Write the weights as safetensors whose metadata holds the arguments; ``load`` reads it."""
         from vitalk.files import write_tensors
+        from vitalk.training import arguments_of
 
-        write_tensors(path, self.state_dict(), {"format": FORMAT, "arguments": json.dumps(dict(self.hparams))})
+        write_tensors(path, self.state_dict(), {"format": FORMAT, "arguments": json.dumps(arguments_of(self))})
 
     @classmethod
     def load(cls, path: str | Path) -> "AlignerTraining":

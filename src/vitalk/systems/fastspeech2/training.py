@@ -157,10 +157,11 @@ class FastSpeech2Training(LightningModule):
     def save_weights(self, path: Path, data: Any) -> None:
         """Write the network as safetensors whose metadata holds its arguments, speakers, language and symbols."""
         from vitalk.files import write_tensors
+        from vitalk.training import arguments_of
 
         meta = {
             "format": FORMAT,
-            "arguments": json.dumps(dict(self.hparams)),
+            "arguments": json.dumps(arguments_of(self)),
             "speakers": json.dumps(data.speakers),
             "lang": data.hparams.lang,
             "symbols": data.symbols(),
