@@ -4,7 +4,7 @@ PYTHON ?= python3
 
 # The light core alone, as a user installs it, and its main job.
 demo: .venv-light/stamp
-	.venv-light/bin/vitalk see examples/*.png
+	.venv-light/bin/python examples/see_and_say.py examples/cat.png demo/answer.wav
 
 test: .venv/stamp
 	.venv/bin/ruff check

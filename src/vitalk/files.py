@@ -3,7 +3,8 @@
 import os
 import shutil
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +38,16 @@ class staging:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def write_whole(path: Path, content: str | bytes) -> Path:
-    """Write a file under a temporary name and rename it, so that ``path`` never holds half of it.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside ``path`` to write under; renamed to it at the end, gone where anything went wrong.
 
     Raises UserError where the folder cannot be written to, or the disk is full.
     """
-    data = content.encode() if isinstance(content, str) else content
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(data)
+        yield partial
         os.replace(partial, path)
     except OSError as error:
         raise UserError(
@@ -55,6 +56,15 @@ def write_whole(path: Path, content: str | bytes) -> Path:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: str | bytes) -> Path:
+    """Write a file under a temporary name and rename it, so that ``path`` never holds half of it.
+
+    Raises UserError where the folder cannot be written to, or the disk is full.
+    """
+    with replacing(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
 
 

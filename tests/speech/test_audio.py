@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitalk.errors import UserError
-from vitalk.speech.audio import FORMATS, Audio
+from vitalk.speech.audio import FORMATS, Audio, save_parts
 
 
 def tone(seconds=0.5, rate=24_000, hz=440.0, gain=0.3):
@@ -85,3 +85,24 @@ def test_files_that_are_not_there_or_empty_and_kinds_that_do_not_exist(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         tone().save(tmp_path / "file" / "tone.wav")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_parts_are_written_as_they_come(kind, tmp_path):
+    parts = [tone(0.5), tone(0.7, hz=660)]
+    assert save_parts(iter(parts), tmp_path / f"two.{kind}") == pytest.approx(1.2)
+    back = Audio.load(tmp_path / f"two.{kind}")
+    assert (
+        back.seconds == pytest.approx(1.2, abs=0.1) and abs(loudest(Audio(back.samples[:11_000], back.rate)) - 440) < 5
+    )
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_failure_between_parts_leaves_nothing(after, tmp_path):
+    def parts():
+        yield from [tone(0.1)] * after
+        raise UserError("nothing to say")
+
+    with pytest.raises(UserError, match="nothing to say"):
+        save_parts(parts(), tmp_path / "two.wav")
+    assert list(tmp_path.iterdir()) == []

@@ -33,6 +33,7 @@ def speak(
 
     Examples: vitalk speak "Hello." -o hello.wav; cat book.txt | vitalk speak - --stream -o - | aplay -r 24000 -f S16_LE
     """
+    from vitalk.speech.audio import save_parts
     from vitalk.speech.voice import Voice, join
 
     words = _text(text, file)
@@ -50,8 +51,7 @@ def speak(
             sys.stdout.buffer.write((part.samples.clip(-1, 1) * 32767).astype("<i2").tobytes())
             sys.stdout.buffer.flush()
         return
-    audio = join(list(_shown(parts)))
-    print(f"{audio.save(output)}: {audio.seconds:.1f} s")
+    print(f"{output}: {save_parts(_shown(parts), output):.1f} s")
 
 
 def _text(text: str | None, file: Path | None) -> str:

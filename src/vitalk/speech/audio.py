@@ -1,7 +1,9 @@
 """Sound in memory and in files: read anything, resample, level, write. Needs no torch."""
 
 import io
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -93,16 +95,8 @@ class Audio:
         Opus takes the next higher of its own rates where the sound has none of them.
         Raises UserError for another kind.
         """
-        import soundfile
-
-        if kind not in FORMATS:
-            raise UserError(f"cannot write {kind}; choose one of {', '.join(FORMATS)}")
-        container, codec = FORMATS[kind]
-        audio = self
-        if codec == "OPUS" and self.rate not in OPUS_RATES:
-            audio = self.resampled(next((r for r in OPUS_RATES if r >= self.rate), OPUS_RATES[-1]))
         target = io.BytesIO()
-        soundfile.write(target, np.clip(audio.samples, -1, 1), audio.rate, format=container, subtype=codec)
+        _write(iter([self]), target, kind)
         return target.getvalue()
 
     def save(self, path: str | Path) -> Path:
@@ -110,7 +104,47 @@ class Audio:
 
         Raises UserError for unknown suffixes and folders that cannot be written.
         """
-        from vitalk.files import write_whole
+        save_parts([self], path)
+        return Path(path)
 
-        path = Path(path)
-        return write_whole(path, self.encoded(path.suffix.lstrip(".").lower() or "wav"))
+
+def save_parts(parts: Iterable[Audio], path: str | Path) -> float:
+    """Write sounds of one rate one after the other into a file, each as it comes; returns their seconds.
+
+    The suffix names the kind. The file is whole or absent, whatever happens while the parts are made.
+    Raises UserError as ``Audio.save`` does.
+    """
+    from vitalk.files import replacing
+
+    path = Path(path)
+    kind = path.suffix.lstrip(".").lower() or "wav"
+    _known(kind)
+    parts = iter(parts)
+    first = next(parts)  # nothing is touched where there is nothing to write
+    with replacing(path) as partial, partial.open("wb") as file:
+        return _write(chain([first], parts), file, kind)
+
+
+def _known(kind: str) -> tuple[str, str]:
+    if kind not in FORMATS:
+        raise UserError(f"cannot write {kind}; choose one of {', '.join(FORMATS)}")
+    return FORMATS[kind]
+
+
+def _write(parts: Iterator[Audio], target: BinaryIO, kind: str) -> float:
+    import soundfile
+
+    container, codec = _known(kind)
+    first = next(parts)
+    rate = first.rate
+    if codec == "OPUS" and rate not in OPUS_RATES:
+        rate = next((r for r in OPUS_RATES if r >= rate), OPUS_RATES[-1])
+    seconds = 0.0
+    try:
+        with soundfile.SoundFile(target, "w", rate, 1, format=container, subtype=codec) as file:
+            for part in chain([first], parts):
+                file.write(np.clip(part.resampled(rate).samples, -1, 1))
+                seconds += part.seconds
+    except soundfile.LibsndfileError as error:
+        raise OSError(str(error)) from None
+    return seconds
