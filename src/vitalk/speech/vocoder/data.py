@@ -184,10 +184,14 @@ class Segments(LightningDataModule):
         """Look up the decoded recordings."""
         self.waves = {}
         for part, clips in self.parts.items():
-            files = [file for clip in clips if clip.path.is_file() and (file := self.cache.path(clip)).is_file()]
-            if not files:
+            kept = [clip for clip in clips if clip.path.is_file() and self.cache.path(clip).is_file()]
+            if not kept:
                 raise UserError(f"the {part} part has no recording that can be read; give more recordings")
-            self.waves[part] = Waves(files, self.hparams.segment)
+            self.waves[part] = self.dataset(kept)
+
+    def dataset(self, clips: list[Clip]) -> Waves:
+        """The segments of decoded recordings."""
+        return Waves([self.cache.path(clip) for clip in clips], self.hparams.segment)
 
     def train_dataloader(self) -> DataLoader:  # noqa: D102
         waves, o = self.waves["train"], self.hparams

@@ -1,6 +1,7 @@
 """The vocoder that trains: any generator, by spectral losses first and with discriminators later.
 
-A batch is a float tensor of waves [batch, samples], full scale at 1; mel spectrograms are made on the device.
+A batch is a float tensor of waves [batch, samples], full scale at 1, whose mel spectrograms are made on the device; or
+{"wave", "heard"}, where the log-mels to hear [batch, mels, frames] come with them.
 """
 
 import math
@@ -140,7 +141,7 @@ class VocoderTraining(LightningModule):
             return 0.0
         return min(max((self.global_step - h.gan_start + 1) / max(h.gan_ramp, 1), 0.0), 1.0)
 
-    def training_step(self, batch: Tensor, _: int) -> None:  # noqa: D102
+    def training_step(self, batch: Tensor | dict[str, Tensor], _: int) -> None:  # noqa: D102
         target = self._target(batch)
         heard = degraded(target.mel, self.hparams.degrade) if self.hparams.degrade else target.mel
         fake, losses = self._spectral(heard, target)
@@ -154,12 +155,12 @@ class VocoderTraining(LightningModule):
         named = {f"train/{name}": value.detach() for name, value in losses.items()}
         self.log_dict(named, prog_bar=True, sync_dist=True)
 
-    def validation_step(self, batch: Tensor, _: int) -> None:  # noqa: D102
+    def validation_step(self, batch: Tensor | dict[str, Tensor], _: int) -> None:  # noqa: D102
         target = self._target(batch)
         fake = self.generator(target.mel)[:, : target.wave.shape[1]].float()
         found = {"mel_l1": self.mel_loss(fake, target.full), "stft": self.stft_loss(fake, target.wave)}
         named = {f"val/{name}": value for name, value in found.items()}
-        self.log_dict(named, prog_bar=True, sync_dist=True, batch_size=len(batch))
+        self.log_dict(named, prog_bar=True, sync_dist=True, batch_size=len(fake))
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[LambdaLR]]:  # noqa: D102
         h = self.hparams
@@ -189,7 +190,9 @@ class VocoderTraining(LightningModule):
         h = self.hparams
         save_vocoder(path, self.generator, h.generator, dict(h.generator_args or {}), h.mel)
 
-    def _target(self, wave: Tensor) -> Target:
+    def _target(self, batch: Tensor | dict[str, Tensor]) -> Target:
+        heard = batch.get("heard") if isinstance(batch, dict) else None
+        wave = batch["wave"] if isinstance(batch, dict) else batch
         wave = wave[:, : wave.shape[1] // self.spec.hop * self.spec.hop]
         if wave.shape[1] < self.spec.n_fft:
             raise UserError(f"segments of {wave.shape[1]} samples are too short; give {self.spec.n_fft} at least")
@@ -197,7 +200,8 @@ class VocoderTraining(LightningModule):
             linear = magnitudes(wave, self.spec)
             mel = compress(linear, self.spec)
             same = self.spec.fmax in (None, self.spec.rate / 2)
-            return Target(wave, mel, mel if same else compress(linear, self.mel_loss.spec))
+            full = mel if same else compress(linear, self.mel_loss.spec)
+            return Target(wave, mel if heard is None else heard, full)
 
     def _spectral(self, heard: Tensor, target: Target) -> tuple[Tensor, dict[str, Tensor]]:
         """(generated waves, losses {"mel", "stft", "bands"} as far as they apply)."""

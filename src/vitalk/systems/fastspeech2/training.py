@@ -185,8 +185,8 @@ class ForVoice(nn.Module):
         return out.mel, out.durations
 
 
-def load_trained(path: str | Path) -> tuple[FastSpeech2, dict[str, Any]]:
-    """(network in eval mode, {"mel", "lang", "speakers", "symbols"}) of the model.safetensors of a training.
+def load_module(path: str | Path) -> tuple[FastSpeech2Training, dict[str, Any]]:
+    """(training module in eval mode, {"mel", "lang", "speakers", "symbols"}) of the model.safetensors of a training.
 
     Raises UserError where it is none.
     """
@@ -208,7 +208,13 @@ def load_trained(path: str | Path) -> tuple[FastSpeech2, dict[str, Any]]:
     net.load_state_dict(state)
     about = {"mel": module.hparams.mel, "lang": meta["lang"], "speakers": json.loads(meta["speakers"]),
              "symbols": meta["symbols"]}  # fmt: skip
-    return net.eval(), about
+    return module.eval(), about
+
+
+def load_trained(path: str | Path) -> tuple[FastSpeech2, dict[str, Any]]:
+    """``load_module`` without the training: (network in eval mode, what is known about it)."""
+    module, about = load_module(path)
+    return module.net, about
 
 
 def load_for_voice(path: str | Path) -> tuple[ForVoice, dict[str, Any]]:

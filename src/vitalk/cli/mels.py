@@ -1,0 +1,32 @@
+"""``vitalk mels``: what an acoustic model makes of a corpus, for a vocoder to be tuned on."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def mels(
+    model: Annotated[Path, typer.Argument(help="model.safetensors of a trained FastSpeech 2.")],
+    aligner: Annotated[Path, typer.Option(help="model.safetensors of the aligner that it was trained with.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the mels, one file a recording.")],
+    data: Annotated[str | None, typer.Option(help="The corpus; kokoro_en of the data root by default.")] = None,
+    batch_frames: Annotated[int, typer.Option(min=1, help="Mel frames a batch.")] = 6000,
+) -> None:
+    """Write the mels of a corpus as the model speaks them with the recordings' own durations, pitch and energy.
+
+    Files that are there already stay: calling the same command again goes on.
+
+    Example: vitalk mels runs/voice/model.safetensors --aligner runs/aligner/model.safetensors -o runs/mels
+    """
+    from vitalk.speech.features import Speech
+    from vitalk.speech.vocoder.heard import write_mels
+    from vitalk.systems.fastspeech2.training import load_module
+
+    module, about = load_module(model)
+    corpus = Speech(
+        data, about["speakers"], about["lang"], about["mel"], batch_frames=batch_frames, workers=0, aligner=str(aligner)
+    )
+    corpus.setup()
+    made = write_mels(lambda batch: module(batch)[0].mel, corpus, output)
+    print(f"{output}: {made} mels made, {len(corpus.train) + len(corpus.test)} in all")
