@@ -439,6 +439,8 @@ def test_every_product_is_a_site_for_quantizers():
     ("bad", "said"),
     [
         ({"patch_size": 8}, "patches of 2, 4 or 16 pixels, not 8"),
+        ({"patch_size": (4, 2)}, r"patches of 2, 4 or 16 pixels, not \(4, 2\)"),
+        ({"img_size": 33, "patch_size": (4, 2), "sope": False}, "multiples of 4 x 2 pixels, not 33 x 33"),
         ({"img_size": 30}, "multiples of 4 pixels, not 30 x 30"),
         ({"img_size": (32, 0)}, "multiples of 4 pixels, not 32 x 0"),
         ({"img_size": (3, 32, 32)}, "multiples of 4 pixels, not 3 x 32 x 32"),

@@ -23,7 +23,9 @@ class Patches(PatchEmbed):
     ``img_size``.
     """
 
-    def __init__(self, img_size: int | tuple[int, int] = 224, patch_size: int = 16, **kwargs: Any) -> None:
+    def __init__(
+        self, img_size: int | tuple[int, int] = 224, patch_size: int | tuple[int, int] = 16, **kwargs: Any
+    ) -> None:
         _check(to_2tuple(img_size), to_2tuple(patch_size))
         super().__init__(img_size, patch_size, **kwargs)
 
@@ -74,23 +76,24 @@ class SOPE(Patches):
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
-        patch_size: int = 16,
+        patch_size: int | tuple[int, int] = 16,
         in_chans: int = 3,
         embed_dim: int = 192,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> None:
-        if patch_size not in STAGES:
+        side = to_2tuple(patch_size)[0]
+        if side not in STAGES or to_2tuple(patch_size) != (side, side):
             raise UserError(f"SOPE has patches of 2, 4 or 16 pixels, not {patch_size}; pass one of them or sope=False")
         dd = {"device": device, "dtype": dtype}
         super().__init__(img_size, patch_size, in_chans=in_chans, embed_dim=embed_dim, **kwargs, **dd)
-        widths = [in_chans, *(embed_dim // divisor for divisor in STAGES[patch_size])]
+        widths = [in_chans, *(embed_dim // divisor for divisor in STAGES[side])]
         convs: list[nn.Module] = []
         for before, after in pairwise(widths):
             conv = nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False, **dd)
             convs += [nn.Sequential(conv, nn.BatchNorm2d(after, **dd)), nn.GELU()]
-        if patch_size != 2:  # whose only convolution keeps its activation
+        if side != 2:  # whose only convolution keeps its activation
             convs.pop()
         stages = {"pre_affine": Affine(in_chans, **dd), "convs": nn.Sequential(*convs)}
         self.proj = nn.Sequential(OrderedDict(stages, post_affine=Affine(embed_dim, **dd)))
@@ -200,6 +203,10 @@ class GridBlock(Block):
 def _check(size: tuple[int, ...], patch: tuple[int, ...]) -> None:
     if len(size) != 2 or any(side < 1 or side % step for side, step in zip(size, patch, strict=True)):
         raise UserError(
-            f"DHVT reads pictures whose sides are multiples of {patch[0]} pixels, not"
-            f" {' x '.join(map(str, size))}; resize or crop them"
+            f"DHVT reads pictures whose sides are multiples of {_pixels(patch)}, not {' x '.join(map(str, size))};"
+            " resize or crop them"
         )
+
+
+def _pixels(patch: tuple[int, ...]) -> str:
+    return f"{patch[0]} pixels" if len(set(patch)) == 1 else f"{' x '.join(map(str, patch))} pixels"

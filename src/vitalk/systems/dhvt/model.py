@@ -34,7 +34,7 @@ class DHVTWithMlp(VisionTransformer):
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
-        patch_size: int = 16,
+        patch_size: int | tuple[int, int] = 16,
         embed_dim: int = 192,
         num_heads: int = 3,
         sope: bool = True,

@@ -93,5 +93,5 @@ def judge(found: Comparison, data: str) -> Measurement:
 def _classifier(name: str, steps: int = 1) -> Classifier:
     arguments = {**NETWORK, **DESIGNS[name]}
     return Classifier(
-        "dhvt_tiny_cifar_patch4", arguments, num_classes=10, fused_attn=False, lr=1e-3, warmup_steps=steps // 10
+        "dhvt_tiny_cifar_patch4", arguments, num_classes=10, fused_attn=False, lr=2e-3, warmup_steps=steps // 10
     )
