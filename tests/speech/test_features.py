@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from vitalk.errors import UserError
 from vitalk.speech.align.training import AlignerTraining
 from vitalk.speech.audio import Audio
-from vitalk.speech.corpus import open_corpus
-from vitalk.speech.features import FeatureCache, FeatureSettings, LengthBatches, Speech, collate, extract
-from vitalk.speech.mel import PRESETS
+from vitalk.speech.corpus import Clip, open_corpus
+from vitalk.speech.features import FeatureCache, FeatureSettings, LengthBatches, Speech, collate, extract, framed, sound
+from vitalk.speech.mel import PRESETS, compress, energy, magnitudes, mel_spec
 from vitalk.speech.text.symbols import SIZE, to_ids
 
 
@@ -77,6 +77,51 @@ def test_durations_come_from_an_aligner_and_are_kept(hums, tmp_path):
     assert len(files) == 8
     Speech(str(hums), **options).setup()
     assert {p: p.stat().st_mtime_ns for p in files} == files
+
+
+@given(st.sampled_from(sorted(PRESETS)), st.integers(4_000, 9_000), st.floats(0, 1))
+@settings(max_examples=40, deadline=None)
+def test_samples_lie_where_their_frames_do(preset, samples, place):
+    spec = PRESETS[preset]
+    wave = np.zeros(samples, np.float32)
+    click = spec.n_fft + int(place * (samples - 2 * spec.n_fft - 1))
+    wave[click] = 1.0
+    frames = spec.frames(samples)
+    found = framed(wave, frames, spec)
+    assert found.shape == (frames * spec.hop,) and found.sum() == 1
+    loudest = energy(magnitudes(torch.from_numpy(wave)[None], spec))[0].argmax()
+    assert abs(found.argmax() - (loudest + 0.5) * spec.hop) <= 0.5 * spec.hop + 1
+
+
+@pytest.mark.parametrize("mel", ["vitalk", "hifigan", "vocos"])
+def test_batches_bring_the_waveforms_of_their_mels(hums, tmp_path, mel):
+    spec, data = mel_spec(mel), Speech(str(hums), mel=mel, cache=str(tmp_path), workers=0, held_out=0.25, wave=True)
+    data.setup()
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npz")}
+    batch = next(iter(data.whole_dataloader("train")))
+    assert batch["wave"].shape == (6, batch["mel"].shape[2] * spec.hop) and batch["wave"].dtype == torch.float32
+    names = [data.cache.name(clip) for clip in data.train]
+    for i, name in enumerate(batch["utterances"]):
+        clip, frames = data.train[names.index(name)], int(batch["mel_lengths"][i])
+        assert not batch["wave"][i, frames * spec.hop :].any() and batch["wave"][i].abs().max() > 0.05
+        whole = torch.from_numpy(sound(clip, spec).samples)
+        lead = spec.hop // 2 if spec.center else 0
+        inside = batch["wave"][i, lead : frames * spec.hop]
+        assert torch.equal(inside[: len(whole)], whole[: len(inside)])
+        torch.testing.assert_close(
+            batch["mel"][i, :, :frames], compress(magnitudes(whole[None], spec), spec)[0], atol=0.01, rtol=0.01
+        )
+    # Off, the caches are the same, and batches as they were.
+    plain = Speech(str(hums), mel=mel, cache=str(tmp_path), workers=0, held_out=0.25)
+    plain.setup()
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npz")} == kept
+    without = next(iter(plain.whole_dataloader("train")))
+    assert set(batch) - set(without) == {"wave"} and without["utterances"] == batch["utterances"]
+
+
+def test_names_in_the_cache_stay_as_they_are(tmp_path):
+    clip = Clip("a", "hum", "s", lambda: Audio(np.zeros(9, np.float32), 24_000), "hʌm")
+    assert FeatureCache(FeatureSettings(), tmp_path).name(clip) == "efc297a54a90f4e38b8a48e0"
 
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=60), st.integers(50, 2000), st.integers(1, 3))

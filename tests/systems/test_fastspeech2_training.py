@@ -1,5 +1,6 @@
 """Training FastSpeech 2 on batches of a corpus, keeping it, and judging its claim."""
 
+import numpy as np
 import pytest
 import torch
 from lightning import Trainer, seed_everything
@@ -167,8 +168,38 @@ def test_the_verdict_follows_from_the_figures(held_out, verdict):
     for i, name in enumerate(reproduce.ARMS):
         rows[name][0] = (0.3, rows[name][0][1] + 0.0005 * i)
     assert reproduce.judge(rows) == verdict
-    assert reproduce.report(rows, "nothing").verdict == verdict
+    told = reproduce.report(rows, "nothing", {"pitch": {"model": 20.0, "mean": 30.0}})
+    assert told.verdict == verdict and told.details["predicted"]["pitch"] == {"model": 20.0, "mean": 30.0}
+    assert f"by {held_out[0] - 0.299:.3f} with both" in told.measured and "3 seeds" in told.data
     assert reproduce.judge({name: r[:1] for name, r in rows.items()}) == "not reproduced"  # one seed shows nothing
+
+
+def test_batches_are_taken_from_all_lengths(corpus, monkeypatch):
+    monkeypatch.setitem(corpus.hparams, "batch_frames", 1)  # each clip is a batch of its own
+    lengths = [int(batch["mel_lengths"]) for batch in reproduce.some(corpus, "train", 3)]
+    assert len(lengths) == 3 and lengths == sorted(lengths)
+    assert lengths[0] == corpus.frames["train"].min() and lengths[-1] > np.median(corpus.frames["train"])
+
+
+def test_predictions_are_compared_with_means(corpus, monkeypatch):
+    monkeypatch.setattr(reproduce, "SIZE", SIZE)
+    monkeypatch.setattr(Speech, "n_speakers", 1, raising=False)
+    model = reproduce.make("full", corpus, 10)
+    for head in (model.net.duration, model.net.pitch.predictor, model.net.energy.predictor):
+        for p in head.linear.parameters():
+            torch.nn.init.zeros_(p)
+    found = reproduce.predictions(model, corpus)
+    batch = next(iter(corpus.whole_dataloader("test")))
+    there = batch["durations"] > 0
+    # Zeros mean no frame at all, and the corpus' mean energy.
+    assert found["duration"]["model"] == pytest.approx(float(batch["durations"][there].float().mean()))
+    assert found["energy"]["model"] == pytest.approx(found["energy"]["mean"], rel=1e-4)
+    assert 0 < found["pitch"]["mean"] < found["pitch"]["model"] < 200
+    usual = reproduce.usual_durations(corpus)
+    trained = [row for clip in range(len(corpus.train)) for row in [corpus.whole_dataloader("train").dataset[clip]]]
+    hum = int(trained[0]["ids"][3])
+    lasts = torch.cat([row["durations"][(row["ids"] == hum) & (row["durations"] > 0)] for row in trained]).float()
+    assert usual[hum] == pytest.approx(float(lasts.mean())) and usual.shape == (corpus.n_symbols,)
 
 
 @pytest.mark.data
@@ -180,3 +211,4 @@ def test_measures_on_real_speech(monkeypatch, tmp_path):
     monkeypatch.setattr(reproduce, "SEEDS", 1)
     found = reproduce.measure(0.05, data_root())
     assert found.verdict == "not reproduced" and len(found.details["held_out"]) == 4
+    assert set(found.details["predicted"]) == {"duration", "energy", "pitch"}

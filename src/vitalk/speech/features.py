@@ -21,8 +21,9 @@ from vitalk.files import write_whole
 
 from .acoustic.variance import Spread
 from .align.durations import DurationCache
+from .audio import Audio
 from .corpus import Clip, open_corpus, split
-from .mel import compress, energy, magnitudes, mel_spec
+from .mel import MelSpec, compress, energy, magnitudes, mel_spec
 from .pitch import continuous, f0
 
 LEVEL = -23.0  # dB RMS relative to full scale, of every recording
@@ -41,13 +42,13 @@ class FeatureSettings:
 def extract(clip: Clip, settings: FeatureSettings) -> dict[str, np.ndarray]:
     """The features of a clip: ids [text] of its phonemes, mel [mels, frames] float16, f0 [frames] Hz, energy [frames].
 
-    The sound is resampled to the mel's rate, cut to its speech but for 50 ms, and brought to one level.
+    The sound is that of ``sound``.
     Raises UserError for sounds that cannot be read or have no voice in them, and texts that cannot be spoken.
     """
     from .text.symbols import utterance_ids
 
     spec = mel_spec(settings.mel)
-    audio = clip.load().resampled(spec.rate).trimmed().levelled(LEVEL)
+    audio = sound(clip, spec)
     wave = torch.from_numpy(audio.samples)[None]
     if wave.shape[1] <= spec.n_fft:
         raise UserError(f"{clip.id} lasts {audio.seconds:.2f} s, too short to learn from; remove it from the corpus")
@@ -63,6 +64,21 @@ def extract(clip: Clip, settings: FeatureSettings) -> dict[str, np.ndarray]:
         "f0": hertz.astype(np.float32),
         "energy": energy(magnitude)[0].numpy(),
     }
+
+
+def sound(clip: Clip, spec: MelSpec) -> Audio:
+    """A clip at the mel's rate, cut to its speech but for 50 ms, and brought to one level: what its features are of."""
+    return clip.load().resampled(spec.rate).trimmed().levelled(LEVEL)
+
+
+def framed(samples: np.ndarray, frames: int, spec: MelSpec) -> np.ndarray:
+    """The samples [frames * hop] that go with mel frames, those of each frame in its middle, as many before as behind.
+
+    Frames that the spec centres on multiples of the hop begin half a hop before them, so half a hop of zeros comes
+    first; zeros also fill up the last frame. Samples behind the last frame are left out.
+    """
+    lead = spec.hop // 2 if spec.center else 0
+    return np.pad(samples, (lead, spec.hop))[: frames * spec.hop]
 
 
 def _phonemes(clip: Clip, lang: str) -> str:
@@ -137,10 +153,16 @@ class _Lengths(Dataset):
 
 
 class Utterances(Dataset):
-    """Features of clips as tensors, with durations and the number of the speaker where they are known."""
+    """Features of clips as tensors, with durations and the number of the speaker where they are known.
 
-    def __init__(self, clips: list[Clip], cache: FeatureCache, speakers: list[str], durations: DurationCache | None):
-        self.clips, self.cache, self.speakers, self.durations = clips, cache, speakers, durations
+    wave: the samples [frames * hop] as well, decoded as they are asked for (see ``framed``).
+    """
+
+    def __init__(
+        self, clips: list[Clip], cache: FeatureCache, speakers: list[str], durations: DurationCache | None,
+        wave: bool = False,
+    ):  # fmt: skip
+        self.clips, self.cache, self.speakers, self.durations, self.wave = clips, cache, speakers, durations, wave
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -154,18 +176,23 @@ class Utterances(Dataset):
         row["utterance"] = self.cache.name(clip)
         if self.durations is not None:
             row["durations"] = torch.from_numpy(self.durations[self.cache.name(clip)]).long()
+        if self.wave:
+            spec = mel_spec(self.cache.settings.mel)
+            row["wave"] = torch.from_numpy(framed(sound(clip, spec).samples, row["mel"].shape[1], spec))
         return row
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Padded batch: ids, durations [batch, text]; mel [batch, mels, frames]; f0, pitch, energy [batch, frames].
 
+    Where rows have it, wave [batch, frames * hop].
+
     f0 is 0 where there is no voice, pitch is the same in Hz with the gaps filled. Beside them text_lengths,
     mel_lengths, speaker [batch], and utterances, the names that durations are kept by. Padding is 0 everywhere.
     """
     batch = {
         name: pad_sequence([row[name] for row in rows], batch_first=True)
-        for name in ("ids", "f0", "pitch", "energy", "durations")
+        for name in ("ids", "f0", "pitch", "energy", "durations", "wave")
         if name in rows[0]
     }
     batch["mel"] = pad_sequence([row["mel"].T for row in rows], batch_first=True).transpose(1, 2)
@@ -182,7 +209,8 @@ class Speech(LightningDataModule):
     path, speakers: see ``open_corpus``; None is the data root's kokoro_en. lang, mel, fmin, fmax: see
     ``FeatureSettings``. batch_frames: mel frames a batch with its padding, for each process. held_out, split_by: see
     ``split``. durations: folder of a ``DurationCache`` by ``FeatureCache.name``. cache: folder of the features.
-    limit: only the first so many clips. longest: clips with more mel frames are left out.
+    limit: only the first so many clips. longest: clips with more mel frames are left out. wave: batches bring the
+    waveforms along, which costs decoding them every time.
     Batches are of similar lengths; which, and in what order, depends on ``seed`` and the epoch alone, and a run
     resumed within an epoch goes on with what it had not seen.
     """
@@ -206,6 +234,7 @@ class Speech(LightningDataModule):
         limit: int | None = None,
         longest: int = 1_600,
         seed: int = 0,
+        wave: bool = False,
     ):
         super().__init__()
         self.save_hyperparameters()
@@ -275,7 +304,7 @@ class Speech(LightningDataModule):
         return self._loader(part, LengthBatches(self.frames[part], self.hparams.batch_frames))
 
     def _loader(self, part: Literal["train", "test"], batches: "LengthBatches") -> DataLoader:
-        rows = Utterances(getattr(self, part), self.cache, self.speakers, self.durations)
+        rows = Utterances(getattr(self, part), self.cache, self.speakers, self.durations, self.hparams.wave)
         workers = self.hparams.workers
         return DataLoader(
             rows, batch_sampler=batches, collate_fn=collate, num_workers=workers,

@@ -7,7 +7,8 @@ its state so often, and adds what it predicts, or is told, of pitch and energy; 
 spectrogram. It trains on real spectrograms: no teacher, no distillation. FastSpeech 2s decodes the waveform itself, the
 mel decoder being a helper in training only.
 
-    vitalk train fastspeech2 --data PATH
+    vitalk train fastspeech2 --data PATH                    # presets tiny, cpu, paper
+    vitalk train fastspeech2 --preset 2s-cpu --data PATH    # FastSpeech 2s: 2s-tiny, 2s-cpu, 2s-paper
 
     >>> from vitalk.systems.fastspeech2 import Targets, fastspeech2
     >>> model = fastspeech2(n_symbols=320)
@@ -22,6 +23,13 @@ CPU, which exports as one ONNX graph with text of any length.
 Pitch is of every frame, through the wavelet spectrogram, as in v8 of the paper; ``pitch="frame"`` is v1's, and
 ``pitch="phoneme"`` the average over each symbol. Factors multiply F0 in Hz, energy and tempo, whatever scale the
 predictors learn on. ``Spread.of`` measures a corpus; the numbers stay with the weights.
+
+What was trained speaks in torch by ``speaking.trained_voice``, a FastSpeech 2s by itself and a FastSpeech 2 through a
+vocoder; ``vitalk export`` makes a voice file of the latter. 2s trains on slices of 80 frames, at first without the
+discriminator (``training2s``); its losses, weights and sizes are Parallel WaveGAN's wherever the paper is silent.
+
+    >>> from vitalk.systems.fastspeech2.speaking import trained_voice
+    >>> trained_voice("runs/fastspeech2-2s-cpu/model.safetensors").speak("Hello.").save("hello.wav")
 
 Different from the paper: mean and deviation of an utterance's pitch are predicted relative to the corpus. From
 ming024/FastSpeech2: padding is zeroed before every convolution, so an utterance gives the same alone and in a batch;
