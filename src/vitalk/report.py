@@ -13,7 +13,7 @@ from vitalk.catalog import STATUSES, SYSTEMS, System, status
 from vitalk.errors import UserError
 from vitalk.files import write_whole
 
-_BLOCK = re.compile(r"(<!-- vitalk:(\w+) -->\n).*?(<!-- /vitalk -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- vitalk:([\w-]+) -->\n).*?(<!-- /vitalk -->)", re.DOTALL)
 
 
 def fill(text: str) -> str:
@@ -56,11 +56,15 @@ def reproduction_table() -> str:
 
 
 def record_table(name: str, command: str) -> str:
-    """The table of ``results/<name>.json``, written by ``command``: its ``rows``, or else its own scalar fields."""
+    """The table of ``results/<name>.json``, which ``command`` writes."""
     path = measurement.results_dir() / f"{name}.json"
     if not path.is_file():
         return f"Not measured yet: `{command}`."
-    record = json.loads(path.read_text(encoding="utf-8"))
+    return table({"command": command} | json.loads(path.read_text(encoding="utf-8")))
+
+
+def table(record: dict[str, Any]) -> str:
+    """A record as Markdown: its ``rows``, or else its own scalar fields; its note; the command and the machine."""
     if "rows" in record:
         keys = list(dict.fromkeys(key for row in record["rows"] for key in row))
         header, rows = (
@@ -69,17 +73,21 @@ def record_table(name: str, command: str) -> str:
         )
     else:
         scalars = {
-            k: v for k, v in record.items() if k not in ("machine", "command") and not isinstance(v, dict | list)
+            k: v
+            for k, v in record.items()
+            if k not in ("machine", "command", "note") and not isinstance(v, dict | list)
         }
         header, rows = ["figure", "value"], [[_title(key), _cell(key, value)] for key, value in scalars.items()]
     where = f" on {record['machine']}" if record.get("machine") else ""
-    return f"{_markdown(header, rows)}\n\nMeasured by `{record.get('command') or command}`{where}."
+    note = f"\n\n{record['note']}" if record.get("note") else ""
+    return f"{_markdown(header, rows)}{note}\n\nMeasured by `{record['command']}`{where}."
 
 
 TABLES = {
     "systems": systems_table,
     "reproductions": reproduction_table,
     "bench": lambda: record_table("bench_vision", "vitalk bench vision"),
+    "bench-speech": lambda: record_table("bench_speech", "vitalk bench speech"),
     "eye": lambda: record_table("eye", "vitalk train recipes/eye/eye.yaml --preset cpu"),
 }
 
@@ -93,6 +101,8 @@ UNITS = {  # how large numbers are read: divisor, title
     "macs": (1e9, "GMACs"),
     "bytes": (1e6, "MB"),
     "peak_bytes": (1e6, "peak MB"),
+    "wer": (0.01, "WER, %"),
+    "dnsmos": (1, "DNSMOS"),
     "torch_top1": (1, "top-1 in torch, %"),
     "file_top1": (1, "top-1 of the file, %"),
     "agreement": (1, "same answers, %"),

@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
+
 from vitalk.cli.bench import summarize, write
+from vitalk.errors import UserError
 
 
 def test_ratios_are_of_one_run(tmp_path):
@@ -36,3 +39,42 @@ def test_a_reducer_with_nothing_to_do_is_the_plain_model():
     x = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(evit(vit, 1.0, range(3))(x), vit(x))
+
+
+def run_speech(*args):
+    from typer.testing import CliRunner
+
+    from vitalk.cli.bench import app
+
+    return CliRunner().invoke(app, ["speech", *map(str, args)], catch_exceptions=False)
+
+
+def test_speech_writes_json_and_markdown(tmp_path, monkeypatch):
+    from vitalk.deploy import speech_contest
+
+    asked = []
+    record = {"machine": "EPYC", "note": "Ratios.", "rows": [{"name": "vitalk", "wer": 0.0312, "ratio_size": 9.5}]}
+    monkeypatch.setattr(speech_contest, "compare", lambda *given: asked.append(given) or record)
+    done = run_speech("--rounds", 2, "--limit", 5, "--voice", "x.onnx", "-o", tmp_path / "new" / "b.json")
+    assert done.exit_code == 0 and asked == [("x.onnx", 2, 5)] and "| vitalk | 3.12 | 9.5× |" in done.stdout
+    kept = json.loads((tmp_path / "new" / "b.json").read_text())
+    assert kept == record | {"command": kept["command"]}
+    assert (tmp_path / "new" / "b.md").read_text().strip() == done.stdout.strip()
+    assert [p.name for p in tmp_path.iterdir()] == ["new"]
+
+
+def test_speech_refuses_its_output_before_it_measures(tmp_path, monkeypatch):
+    from vitalk.deploy import speech_contest
+
+    monkeypatch.setattr(speech_contest, "compare", lambda *_: 1 / 0)
+    (tmp_path / "file").write_text("")
+    for output, message in (
+        (tmp_path / "file" / "b.json", "cannot be written to"),
+        (tmp_path / "b.md", "names the JSON file"),
+        (tmp_path, "names the JSON file"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run_speech("-o", output)
+    with pytest.raises(ZeroDivisionError):
+        run_speech("-o", tmp_path / "b.json")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

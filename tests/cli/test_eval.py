@@ -86,3 +86,35 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert "HEAVY []" in done.stdout and "--speaker" in done.stdout
+
+
+def test_voices_are_judged_on_sentences(tmp_path, monkeypatch):
+    pytest.importorskip("jiwer")
+    pytest.importorskip("faster_whisper")
+    from vitalk.speech.judge import voices
+
+    real = voices.evaluate_voices
+    stand_in = {"judges": ("words",), "recogniser": Parrot()}
+    monkeypatch.setattr(voices, "evaluate_voices", lambda names, **options: real(names, **options | stand_in))
+    (tmp_path / "list.txt").write_text("Hello world\nHello, new world\n")
+    done = run("--voice", "espeak", "--text", tmp_path / "list.txt", "-o", tmp_path / "out")
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert done.exit_code == 0 and "WER, all words 20.00 % 0.00 to 33.33 2" in lines
+    assert lines[-1] == f"written: {tmp_path}/out/report.json, report.md, metadata.jsonl, 2 recordings"
+    assert any(line.startswith("time to first audio") for line in lines) and "espeak/002, WER 33 %" in lines
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["somewhere", "--voice", "espeak"], "there is a folder somewhere and a --voice espeak; give one of them"),
+        ([], "say what to judge: a folder of recordings, or --voice"),
+        (["--voice", "nobody"], r"there is no voice nobody; there are .*kokoro, espeak and voice files"),
+        (["--voice", "espeak", "--voice", "espeak"], "the voice espeak is given twice"),
+        (["--voice", "espeak", "--text", "none.txt"], "there is no file none.txt"),
+        (["--voice", "espeak", "--lang", "es"], "give a list of sentences in es with --text"),
+    ],
+)
+def test_bad_voices_are_one_sentence(args, message):
+    with pytest.raises(UserError, match=message):
+        run(*args)

@@ -1,4 +1,4 @@
-"""A small exported classifier that the deployment tests share."""
+"""A small exported classifier and a small voice that the deployment tests share."""
 
 import pytest
 import timm
@@ -22,3 +22,13 @@ def model_file(small_vit, tmp_path_factory):
 
     path = tmp_path_factory.mktemp("model") / "small.onnx"
     return export_onnx(small_vit, path, Preprocess((32, 32), crop_pct=0.9), ["red", "green", "blue"], "small")
+
+
+@pytest.fixture(scope="session")
+def voice_file(tmp_path_factory):
+    from vitalk.deploy.voice_export import export_voice
+
+    from .test_voice_export import SPEC, networks
+
+    path = tmp_path_factory.mktemp("voices") / "babble.onnx"
+    return export_voice(*networks(), SPEC, path, "babble", "en-us", licence="CC0")

@@ -33,12 +33,6 @@ def networks(speakers=0):
     return ForVoice(net), Vocos(80, 24, 48, 2, SPEC.n_fft, SPEC.hop).eval()
 
 
-@pytest.fixture(scope="module")
-def voice_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("voices") / "babble.onnx"
-    return export_voice(*networks(), SPEC, path, "babble", "en-us", licence="CC0")
-
-
 def test_a_voice_speaks(voice_file):
     voice = Voice.load(voice_file)
     assert (voice.name, voice.lang, voice.rate, voice.speakers) == ("babble", "en-us", 24_000, [])

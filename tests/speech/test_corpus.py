@@ -79,9 +79,9 @@ def test_a_part_is_never_empty(ljspeech):
     [
         ("LJ-0|here\nLJ-9|not here\n", "1 of 2 entries of .* have no sound file, first LJ-9"),
         ("LJ-0|here\nLJ-1|  \n", "have no text, first LJ-1"),
-        ("LJ-0|one\nLJ-0|two\n", "names an id twice"),
-        ("LJ-0\n", "line 1 of .* has no text"),
-        ("", "holds no recordings"),
+        ("LJ-0|one\nLJ-0|two\n", "line 2 of .* has the id LJ-0 for the second time"),
+        ("LJ-0\n", r"line 1 of .* is not id\|text: LJ-0"),
+        ("", "lists no texts"),
     ],
 )
 def test_says_what_is_wrong_with_a_list(ljspeech, text, message):
@@ -92,7 +92,7 @@ def test_says_what_is_wrong_with_a_list(ljspeech, text, message):
 
 def test_says_what_is_wrong_with_a_line_of_json(many):
     (many / "metadata.jsonl").write_text('{"id": "00", "text": "x"}\n{"id": "01"}\n')
-    with pytest.raises(UserError, match=r"line 2 of .* \(no 'text'\)"):
+    with pytest.raises(UserError, match=r"line 2 of .* is not"):
         open_corpus(many)
     (many / "metadata.jsonl").write_text("{nonsense")
     with pytest.raises(UserError, match="line 1"):

@@ -1,4 +1,4 @@
-"""``vitalk bench vision``: this package against its peers, in one run, on this machine."""
+"""``vitalk bench``: this package against its peers, in one run, on this machine."""
 
 import shlex
 import sys
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from vitalk.errors import UserError
 
 app = typer.Typer(help="Measure speed against peers, side by side on this machine.", no_args_is_help=True)
 
@@ -44,6 +46,38 @@ def vision(
     report = summarize(rows, measured, keep) | {"calibration_seconds": calibration, "reducer_overhead": overhead}
     write(report, output)
     Console().print(Path(output).with_suffix(".md").read_text())
+
+
+@app.command()
+def speech(
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Where the JSON goes; a .md is written beside.")
+    ] = Path("results/bench_speech.json"),
+    voice: Annotated[str | None, typer.Option(help="Our voice, a name or file; the embedded one if left out.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Times that all voices are timed, in turns.")] = 3,
+    limit: Annotated[int | None, typer.Option(min=1, help="Sentences to judge, of 100, spread evenly.")] = None,
+) -> None:
+    """Our voice, Kokoro-82M int8 and espeak-ng: speed, time to first audio, cold start, memory, size, WER, DNSMOS.
+
+    Needs the extras eval and bench. Run nothing else meanwhile.
+
+    Example: vitalk bench speech --rounds 5
+    """
+    import json
+
+    from vitalk.deploy.speech_contest import compare
+    from vitalk.files import staging
+    from vitalk.report import table
+
+    output = output.resolve()
+    if output.suffix != ".json" or output.is_dir():
+        raise UserError(f"-o names the JSON file to write, such as results/bench_speech.json, got {output}")
+    with staging(output.parent) as partial:
+        record = {"command": shlex.join(["vitalk", *sys.argv[1:]])} | compare(voice, rounds, limit)
+        drawn = table(record) + "\n"
+        (partial / output.name).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (partial / output.with_suffix(".md").name).write_text(drawn, encoding="utf-8")
+    print(drawn)
 
 
 def prepare(folder: Path, keep: float) -> tuple[list[dict[str, Any]], float]:

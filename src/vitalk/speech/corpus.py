@@ -1,9 +1,8 @@
 """Speech corpora: recordings with their texts, from folders and Hugging Face data sets."""
 
-import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,10 @@ from .audio import Audio
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 METADATA = ("metadata.jsonl", "metadata.csv")
+FIELDS = {  # of a line of metadata.jsonl, beside id and text
+    "speaker": str | int, "file": str, "phonemes": str, "synthesis_seconds": float | int,
+    "first_audio_seconds": float | int,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def _folder(folder: Path) -> list[Clip]:
     found = next((folder / name for name in METADATA if (folder / name).is_file()), None)
     if found is None:
         raise UserError(f"{folder} has no list of texts; put metadata.csv (id|text) or metadata.jsonl there")
-    rows = list(_json_rows(found) if found.suffix == ".jsonl" else _csv_rows(found))
+    rows = read_metadata(found)
     files = {p.stem: p for p in (*folder.iterdir(), *(folder / "wavs").glob("*")) if p.suffix.lower() in SUFFIXES}
     clips, silent, wordless = [], [], []
     for row in rows:
@@ -97,41 +100,66 @@ def _folder(folder: Path) -> list[Clip]:
         elif not row["text"].strip():
             wordless.append(row["id"])
         else:
-            speaker = str(row.get("speaker") or folder.name)
+            speaker = row.get("speaker") or folder.name
             load = lambda path=path: Audio.load(path)  # noqa: E731
             clips.append(Clip(row["id"], row["text"].strip(), speaker, load, row.get("phonemes"), path))
     for broken, what in ((silent, "no sound file"), (wordless, "no text")):
         if broken:
             count = f"{len(broken)} of {len(rows)}"
             raise UserError(f"{count} entries of {found} have {what}, first {broken[0]}; complete or remove them")
-    if len({clip.id for clip in clips}) < len(clips):
-        raise UserError(f"{found} names an id twice; give every recording one of its own")
     return clips
 
 
-def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
+def read_metadata(path: Path) -> list[dict[str, Any]]:
+    """Rows of a list of texts, each {"id", "text"} and, from JSON lines, the other ``FIELDS``, None where not given.
+
+    path: a metadata.jsonl, or a metadata.csv with id|text or LJSpeech's id|text|normalised text, whose last column
+    counts. Raises UserError for files that are missing, empty or not UTF-8, for lines that hold no id and text, and
+    for an id twice.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            for number, row in enumerate(csv.reader(file, delimiter="|", quoting=csv.QUOTE_NONE), 1):
-                if not row:
-                    continue
-                if len(row) < 2:
-                    raise UserError(f"line {number} of {path} has no text: it must read id|text")
-                yield {"id": row[0].strip(), "text": row[-1]}
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read ({error}); save it as UTF-8") from None
-
-
-def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no UTF-8 text; save it as UTF-8") from None
+    parse = _json_line if path.suffix.lower() in (".jsonl", ".json") else _csv_line
+    rows, seen = [], set()
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-            yield {**row, "id": str(row["id"]), "text": str(row["text"])}
-        except (ValueError, KeyError, TypeError) as error:
-            reason = f"no {error}" if isinstance(error, KeyError) else error
-            raise UserError(f"line {number} of {path} is no recording ({reason}); each needs id and text") from None
+        row = parse(line)
+        if row is None:
+            wanted = '{"id": …, "text": …}' if parse is _json_line else "id|text"
+            raise UserError(f"line {number} of {path} is not {wanted}: {line[:60]}")
+        if row["id"] in seen:
+            raise UserError(f"line {number} of {path} has the id {row['id']} for the second time; remove one of them")
+        seen.add(row["id"])
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{path} lists no texts")
+    return rows
+
+
+def _json_line(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(row, dict) or not isinstance(row.get("id"), str | int) or not isinstance(row.get("text"), str):
+        return None
+    more = {key: row.get(key) for key in FIELDS}
+    if not all(value is None or isinstance(value, FIELDS[key]) for key, value in more.items()):
+        return None
+    if any(more[key] is not None and more[key] < 0 for key in ("synthesis_seconds", "first_audio_seconds")):
+        return None
+    speaker = None if more["speaker"] is None else str(more["speaker"])
+    return {"id": str(row["id"]), "text": row["text"], **more, "speaker": speaker}
+
+
+def _csv_line(line: str) -> dict[str, Any] | None:
+    cells = [cell.strip() for cell in line.split("|")]
+    return {"id": cells[0], "text": cells[-1]} if len(cells) > 1 and cells[0] else None
 
 
 def _hugging_face(name: str) -> list[Clip]:

@@ -1,8 +1,11 @@
 """What every system that speaks has in common: text and a prompt in, sound out."""
 
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol
+
+from vitalk.errors import UserError
 
 from .audio import Audio
 
@@ -36,3 +39,21 @@ class Synthesizer(Protocol):
     def synthesize(self, text: str, prompt: Prompt = Prompt()) -> Audio:
         """Say ``text``. Raises UserError for texts without anything to say and prompts that it cannot follow."""
         ...
+
+
+class Streamer(Synthesizer, Protocol):
+    """A system that also gives each sentence as soon as it is ready; lang is the espeak language that it speaks."""
+
+    name: str
+    lang: str
+
+    def stream(self, text: str, *, lang: str | None = None) -> Iterator[Audio]:
+        """Say ``text`` sentence by sentence. Raises UserError for texts without anything to say."""
+        ...
+
+
+def refuse_beyond(prompt: Prompt, name: str, follows: Collection[str]) -> None:
+    """Raise UserError where ``prompt`` sets a field that the voice ``name``, which follows ``follows``, ignores."""
+    for field in fields(prompt):
+        if field.name not in follows and getattr(prompt, field.name) != field.default:
+            raise UserError(f"the voice {name} cannot follow a prompt with {field.name}; leave it out")

@@ -18,7 +18,7 @@ import numpy as np
 from vitalk.errors import UserError, nearest
 
 from .audio import Audio
-from .synthesizer import Prompt
+from .synthesizer import Prompt, refuse_beyond
 from .text.front import Front, Utterance
 from .text.symbols import SYMBOLS, adapted, utterance_ids
 from .vocoder.istft_numpy import overlap_add
@@ -77,9 +77,7 @@ class Voice:
 
     def synthesize(self, text: str, prompt: Prompt = Prompt()) -> Audio:
         """As every ``Synthesizer``; the prompt's speaker, speed, pitch, energy and lang are followed."""
-        for field in ("reference", "reference_text", "style", "face", "duration"):
-            if getattr(prompt, field) is not None:
-                raise UserError(f"the voice {self.name} cannot follow a prompt with {field}; leave it out")
+        refuse_beyond(prompt, self.name, ("speaker", "speed", "pitch", "energy", "lang"))
         p = prompt
         return self.speak(text, p.speed, p.pitch, p.energy, speaker=p.speaker, lang=p.lang)
 

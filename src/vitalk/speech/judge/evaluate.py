@@ -12,7 +12,7 @@ from vitalk.speech.audio import Audio
 
 from .need import need
 from .recogniser import NORMALISERS, Errors, Normaliser, Recogniser, count_errors
-from .recordings import NAMED, Recording, collect, recordings_in, sound
+from .recordings import NAMED, Recording, T, collect, recordings_in, sound
 from .report import Report
 from .speaker import SpeakerEncoder, similarity
 
@@ -51,21 +51,14 @@ def evaluate(
     not installed.
     What a judge cannot say of a recording (the voice of silence) is left out of the means and noted.
     """
-    _known(judges, normaliser)
     items, notes = collect(recordings, text, reference, limit)
-    _check(items, speaker)
-    compared = any(item.reference is not None for item in items)
-    possible = {"words": True, "quality": True, "speaker": compared or speaker is not None, "prosody": compared}
-    wanted = [name for name in judges if possible[name]]
-    for module in (module for name in wanted for module in JUDGES[name]):
-        need(module)
+    check_sounds(items, speaker)
+    wanted, recogniser = ready(
+        items, speaker=speaker, lang=lang, normaliser=normaliser, judges=judges, recogniser=recogniser
+    )
     panel: list[Judge] = []
     settings: dict[str, Any] = {"recordings": len(items), "lang": lang, "judges": wanted}
     if "words" in wanted:
-        for item in items:  # texts without words end the run at its start, too
-            _named(item.name, count_errors, item.text, "", lang, normaliser)
-        recogniser = recogniser or Recogniser()
-        recogniser.language(lang)
         settings |= {"recogniser": f"Whisper {recogniser.name}", "normaliser": normaliser}
         panel.append(_words(recogniser, lang, normaliser))
     if "speaker" in wanted:
@@ -76,8 +69,35 @@ def evaluate(
         panel.append(_quality)
     if "prosody" in wanted:
         panel.append(_prosody)
-    rows = [_row(item, panel, notes) for item in _bar(items, "judging")]
+    rows = [_row(item, panel, notes) for item in bar(items, "judging")]
     return Report(settings, rows, notes, items)
+
+
+def ready(
+    items: Sequence[Recording],
+    *,
+    speaker: Audio | str | Path | None = None,
+    lang: str = "en",
+    normaliser: Normaliser = "seed",
+    judges: Sequence[str] = tuple(JUDGES),
+    recogniser: Recogniser | None = None,
+) -> tuple[list[str], Recogniser | None]:
+    """Those of the judges that can say something of the recordings, whose sound may be missing yet; the recogniser.
+
+    Raises UserError as ``evaluate`` does for all but the sound.
+    """
+    _known(judges, normaliser)
+    compared = any(item.reference is not None for item in items)
+    possible = {"words": True, "quality": True, "speaker": compared or speaker is not None, "prosody": compared}
+    wanted = [name for name in judges if possible[name]]
+    for module in (module for name in wanted for module in JUDGES[name]):
+        need(module)
+    if "words" in wanted:
+        for item in items:
+            _named(item.name, count_errors, item.text, "", lang, normaliser)
+        recogniser = recogniser or Recogniser()
+        recogniser.language(lang)
+    return wanted, recogniser
 
 
 def _known(judges: Sequence[str], normaliser: str) -> None:
@@ -151,12 +171,13 @@ def _voice(encoder: SpeakerEncoder, speaker: Audio | str | Path | None) -> np.nd
     return _named(f"the speaker {_voice_name(speaker)}", encoder.embed_speaker, audios)
 
 
-def _check(items: list[Recording], speaker: Audio | str | Path | None) -> None:
+def check_sounds(items: Sequence[Recording], speaker: Audio | str | Path | None) -> None:
+    """Decode every sound once. Raises UserError that names the damaged and missing ones."""
     sources = [(item.audio, item.name) for item in items]
     sources += [(item.reference, f"the reference of {item.name}") for item in items if item.reference is not None]
     sources += [(source, "the speaker's recording") for source in _voice_files(speaker)]
     problems = []
-    for source, name in _bar(sources, "reading"):
+    for source, name in bar(sources, "reading"):
         try:
             sound(source, name)
         except UserError as error:
@@ -173,7 +194,8 @@ def _named(name: str, function: Callable, *args: Any) -> Any:
         raise UserError(f"{name}: {error}") from None
 
 
-def _bar(items: Sequence, title: str) -> Iterable:
+def bar(items: Sequence[T], title: str) -> Iterable[T]:
+    """The items, with a progress bar on a terminal's stderr."""
     from rich.console import Console
     from rich.progress import track
 

@@ -57,7 +57,7 @@ class Recogniser:
 
     def language(self, lang: str) -> str:
         """Whisper's code for ``lang`` ("en", "pt-br" …). Raises UserError for a language that it does not know."""
-        code, known = _code(lang), self._model.supported_languages
+        code, known = base_code(lang), self._model.supported_languages
         if code not in known:
             raise UserError(f"the recogniser {self.name} does not know the language {lang}.{nearest(code, known)}")
         return code
@@ -88,7 +88,8 @@ class Recogniser:
         ]
 
 
-def _code(lang: str) -> str:
+def base_code(lang: str) -> str:
+    """The language alone: "en" of "en-US" and "en_us"."""
     return lang.lower().replace("_", "-").partition("-")[0]
 
 
@@ -157,9 +158,9 @@ def normalise(text: str, lang: str = "en", normaliser: Normaliser = "seed") -> s
     punctuation and brackets only.
     Raises UserError for another normaliser.
     """
-    unspaced = _code(lang) in UNSPACED
+    unspaced = base_code(lang) in UNSPACED
     if normaliser == "whisper":
-        return " ".join(_whisper_normaliser(_code(lang) == "en", unspaced)(text).split())
+        return " ".join(_whisper_normaliser(base_code(lang) == "en", unspaced)(text).split())
     if normaliser != "seed":
         raise UserError(f"there is no normaliser {normaliser}; choose one of {', '.join(NORMALISERS)}")
     text = unicodedata.normalize("NFC", text).replace("’", "'").lower()
@@ -221,7 +222,7 @@ def count_errors(reference: str, hypothesis: str, lang: str = "en", normaliser: 
     if not wanted:
         raise UserError(f"the text {reference!r} holds no words to compare with; give what is spoken")
     words = jiwer.process_words(wanted, heard)
-    if _code(lang) in UNSPACED:
+    if base_code(lang) in UNSPACED:
         wanted, heard = wanted.replace(" ", ""), heard.replace(" ", "")
     letters = jiwer.process_characters(wanted, heard)
     wrong = letters.substitutions + letters.deletions + letters.insertions

@@ -1,18 +1,17 @@
 """Which recordings are judged, and against what: folders with a metadata file, or a list."""
 
-import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
 from vitalk.errors import UserError
 from vitalk.speech.audio import Audio
-from vitalk.speech.corpus import METADATA, SUFFIXES
+from vitalk.speech.corpus import METADATA, SUFFIXES, read_metadata
 
+T = TypeVar("T")
 NAMED = 5  # names that a message lists
 
 
@@ -67,8 +66,7 @@ def collect(
         raise UserError(f"there is no text for {_names(empty)}; give what is spoken or leave the recording out")
     if not found:
         raise UserError("there is no recording to evaluate")
-    if limit is not None and limit < len(found):
-        found = [found[i] for i in np.linspace(0, len(found) - 1, max(limit, 1)).astype(int)]
+    found = spread(found, limit)
     if reference is not None:
         files = recordings_in(Path(reference))
         found = [Recording(**{**vars(item), "reference": files.get(_stem(item.name))}) for item in found]
@@ -77,6 +75,13 @@ def collect(
         if len(lacking) == len(found):
             raise UserError(f"no recording in {reference} has the name of one to evaluate, such as {found[0].name}")
     return found, notes
+
+
+def spread(items: list[T], limit: int | None) -> list[T]:
+    """At most ``limit`` of the items, the first and others at even distances."""
+    if limit is None or limit >= len(items):
+        return items
+    return [items[i] for i in np.linspace(0, len(items) - 1, max(limit, 1)).astype(int)]
 
 
 def recordings_in(folder: Path) -> dict[str, Path]:
@@ -105,6 +110,7 @@ def _from_folder(folder: Path, text: str | Path | None, notes: list[str]) -> lis
     found = []
     for row in rows:
         name, file = row.pop("id"), row.pop("file", None)
+        row.pop("phonemes", None)
         place = folder / file if file else files.get(_stem(name))
         if place is not None and place.is_file():
             found.append(Recording(place, **row, name=name))
@@ -115,55 +121,6 @@ def _from_folder(folder: Path, text: str | Path | None, notes: list[str]) -> lis
     if spare := sorted(set(files) - {Path(item.audio).stem for item in found}):
         notes.append(f"{len(spare)} recordings have no text: {_names(spare)}")
     return found
-
-
-def read_metadata(path: Path) -> list[dict[str, Any]]:
-    """Rows {"id", "text", …} of a metadata.jsonl or metadata.csv; see ``collect``.
-
-    Raises UserError for files that are missing or empty, for lines that hold no id and text, and for an id twice.
-    """
-    if not path.is_file():
-        raise UserError(f"there is no file {path}")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is no UTF-8 text; save it as UTF-8") from None
-    parse = _json_line if path.suffix.lower() in (".jsonl", ".json") else _csv_line
-    rows, seen = [], set()
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        row = parse(line)
-        if row is None:
-            wanted = '{"id": …, "text": …}' if parse is _json_line else "id|text"
-            raise UserError(f"line {number} of {path} is not {wanted}: {line[:60]}")
-        if row["id"] in seen:
-            raise UserError(f"line {number} of {path} has the id {row['id']} for the second time; remove one of them")
-        seen.add(row["id"])
-        rows.append(row)
-    if not rows:
-        raise UserError(f"{path} lists no texts")
-    return rows
-
-
-def _json_line(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    if not isinstance(row, dict) or not isinstance(row.get("id"), str | int) or not isinstance(row.get("text"), str):
-        return None
-    if not all(isinstance(row.get(key), str | None) for key in ("speaker", "file")):
-        return None
-    times = {key: row.get(key) for key in ("synthesis_seconds", "first_audio_seconds")}
-    if not all(value is None or (isinstance(value, int | float) and value >= 0) for value in times.values()):
-        return None
-    return {"id": str(row["id"]), "text": row["text"], "speaker": row.get("speaker"), "file": row.get("file"), **times}
-
-
-def _csv_line(line: str) -> dict[str, Any] | None:
-    cells = next(csv.reader([line], delimiter="|", quoting=csv.QUOTE_NONE))
-    return {"id": cells[0].strip(), "text": cells[-1].strip()} if len(cells) > 1 and cells[0].strip() else None
 
 
 def _stem(name: str) -> str:

@@ -70,25 +70,31 @@ def bootstrap(values: Sequence[float], weights: Sequence[float] | None = None, d
 class Report:
     """settings: how it was judged. rows: what was found, one dict an utterance. notes: what was left out, and why.
 
-    recordings: those of the rows, for the plots.
+    recordings: those of the rows, for the plots. rivals: the speakers are voices that are compared on the same texts,
+    so that they stand side by side and nothing is averaged over them.
     """
 
     settings: dict[str, Any]
     rows: list[dict[str, Any]]
     notes: list[str]
     recordings: list[Recording] = field(repr=False)
+    rivals: bool = False
 
     @property
     def means(self) -> dict[str, Interval]:
         """Every metric that some row has, over all its utterances; "wer_pooled" and "cer_pooled" are rates of sums.
 
-        Rates are fractions, units are those of ``METRICS`` without its factor.
+        Rates are fractions, units are those of ``METRICS`` without its factor. Empty for rivals, see ``by_speaker``.
         """
-        return self._means(self.rows)
+        return {} if self.rivals else self._means(self.rows)
 
     def by_speaker(self) -> dict[str, dict[str, Interval]]:
-        """``means`` for each speaker that the recordings name; empty where they name fewer than two."""
-        names = sorted({row["speaker"] for row in self.rows if row["speaker"]})
+        """``means`` for each speaker that the recordings name; empty where they name fewer than two.
+
+        By name, rivals in the order of their recordings.
+        """
+        names = list(dict.fromkeys(row["speaker"] for row in self.rows if row["speaker"]))
+        names = names if self.rivals else sorted(names)
         groups = {name: [row for row in self.rows if row["speaker"] == name] for name in names}
         return {name: self._means(rows) for name, rows in groups.items()} if len(names) > 1 else {}
 
@@ -96,15 +102,22 @@ class Report:
         """Indices of the rows with the highest WER, highest first; in order where nobody listened to the words."""
         return sorted(range(len(self.rows)), key=lambda i: -self.rows[i].get("wer", 0.0))[:count]
 
-    def table(self) -> list[tuple[str, str, str, str]]:
-        """(metric, mean, 95 % interval, utterances) as text, one for each of ``means``."""
-        return _lines(self.means)
+    def header(self) -> list[str]:
+        """What stands above the columns of ``table``."""
+        return ["", *(self.by_speaker() if self.rivals else ("mean", "95 % interval", "utterances"))]
+
+    def table(self) -> list[tuple[str, ...]]:
+        """(metric, mean, 95 % interval, utterances) as text, one for each of ``means``.
+
+        Of rivals (metric, mean and interval of each).
+        """
+        return _side_by_side(self.by_speaker()) if self.rivals else _lines(self.means)
 
     def markdown(self) -> str:
         """The report for readers: settings, means, means by speaker, the utterances with most errors, notes."""
         parts = ["# Speech evaluation", "; ".join(f"{k}: {_text(v)}" for k, v in self.settings.items())]
-        parts.append(_markdown(["", "mean", "95 % interval", "utterances"], self.table()))
-        if groups := self.by_speaker():
+        parts.append(_markdown(self.header(), self.table()))
+        if not self.rivals and (groups := self.by_speaker()):
             shared = [key for key in self.means if all(key in means for means in groups.values())]
             titles = [f"{title} {unit}".strip() for title, unit, *_ in map(_described, shared)]
             lines = [[name, *(_number(key, means[key].mean) for key in shared)] for name, means in groups.items()]
@@ -137,14 +150,20 @@ class Report:
         Files appear when all are written, or none does. Raises UserError where the folder cannot be written to.
         """
         with staging(Path(folder)) as partial:
-            (partial / "report.json").write_text(self.json(), encoding="utf-8")
-            (partial / "report.md").write_text(self.markdown(), encoding="utf-8")
-            if plots:
-                from .plots import draw
+            return self.write(partial, plots)
 
-                for rank, index in enumerate(self.worst(plots), 1):
-                    draw(self.recordings[index], partial / f"{rank:02d}_{_file_name(self.rows[index]['name'])}.png")
-            return sorted(path.name for path in partial.iterdir())
+    def write(self, folder: Path, plots: int = 0) -> list[str]:
+        """``save`` into a folder that is there, file by file."""
+        (folder / "report.json").write_text(self.json(), encoding="utf-8")
+        (folder / "report.md").write_text(self.markdown(), encoding="utf-8")
+        pictures = []
+        if plots:
+            from .plots import draw
+
+            for rank, index in enumerate(self.worst(plots), 1):
+                name = f"{rank:02d}_{file_name(self.rows[index]['name'])}.png"
+                pictures.append(draw(self.recordings[index], folder / name).name)
+        return [*pictures, "report.json", "report.md"]
 
     @staticmethod
     def _means(rows: list[dict[str, Any]]) -> dict[str, Interval]:
@@ -176,6 +195,21 @@ def _lines(means: dict[str, Interval]) -> list[tuple[str, str, str, str]]:
     return lines
 
 
+def _side_by_side(groups: dict[str, dict[str, Interval]]) -> list[tuple[str, ...]]:
+    lines = []
+    for key in dict.fromkeys(key for means in groups.values() for key in means):
+        title, unit, *_ = _described(key)
+        lines.append((f"{title}, {unit}".strip(", "), *(_with_span(key, means.get(key)) for means in groups.values())))
+    return lines
+
+
+def _with_span(key: str, found: Interval | None) -> str:
+    if found is None:
+        return "–"
+    span = f" ({_number(key, found.low)} to {_number(key, found.high)})" if found.count > 1 else ""
+    return _number(key, found.mean) + span
+
+
 def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     rows = [header, ["---"] * len(header), *lines]
     cells = ([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows)
@@ -194,5 +228,6 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
+    """``name`` with nothing that a file system could object to."""
     return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[:80]
