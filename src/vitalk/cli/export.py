@@ -87,5 +87,7 @@ def _acoustic_system(model: str) -> str | None:
             form = (file.metadata() or {}).get("format", "")
     except SafetensorError:
         return None
+    if form == "vitalk fastspeech2s":
+        raise UserError(f"{model} makes waveforms in torch; it speaks through vitalk.systems.fastspeech2.trained_voice")
     acoustic = {f"vitalk {system.slug}": system.slug for system in SYSTEMS if system.family.startswith("speech")}
     return acoustic.get(form)

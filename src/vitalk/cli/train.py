@@ -12,7 +12,7 @@ def train(
     context: typer.Context,
     system: Annotated[str, typer.Argument(metavar="SLUG|RECIPE.yaml", help="A system, or a recipe file.")],
     data: Annotated[str | None, typer.Option(help="Folder, parquet or hf:NAME; CIFAR-10 by default.")] = None,
-    preset: Annotated[str, typer.Option(help="A preset of the recipe: tiny, cpu or paper.")] = "tiny",
+    preset: Annotated[str, typer.Option(help="A preset of the recipe: tiny, cpu, paper, or one of its own.")] = "tiny",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Run folder [runs/SLUG-PRESET].")] = None,
     interval: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 100,
 ) -> None:
