@@ -88,6 +88,6 @@ def _acoustic_system(model: str) -> str | None:
     except SafetensorError:
         return None
     if form == "vitalk fastspeech2s":
-        raise UserError(f"{model} makes waveforms in torch; it speaks through vitalk.systems.fastspeech2.trained_voice")
+        raise UserError(f"{model} speaks in torch only; see trained_voice in vitalk.systems.fastspeech2.speaking")
     acoustic = {f"vitalk {system.slug}": system.slug for system in SYSTEMS if system.family.startswith("speech")}
     return acoustic.get(form)
