@@ -64,7 +64,7 @@ class QuantConv2d(_WeightSite, nn.Conv2d):
     def _cuts_patches(self, x: Tensor) -> bool:
         plain = self.padding in ((0, 0), "valid") and self.dilation == (1, 1) and self.groups == 1
         divides = all(size % step == 0 for size, step in zip(x.shape[2:], self.stride, strict=True))
-        return plain and self.stride == self.kernel_size and divides
+        return plain and self.stride == self.kernel_size != (1, 1) and divides
 
     def _as_product(self, x: Tensor) -> Tensor:
         """A patch embedding as cut and matrix product: runtimes do that in int8, with no quantizer on the output."""
