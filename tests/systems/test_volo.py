@@ -259,6 +259,18 @@ def test_mixing_equal_pictures_changes_nothing():
     torch.testing.assert_close(boxed.image, plain.image)
 
 
+def test_timms_own_mixing_agrees():
+    model, x = small(use_mix_token=True).train(), torch.randn(4, 3, 32, 32)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        image, tokens, box = model.forward_train(x)
+        ours = dense_logits(model, x, box)
+    assert 0 < kept(box, 64) < 1
+    torch.testing.assert_close(ours.tokens, tokens)
+    # As of timm 1.0.31 the class token comes without its head.
+    torch.testing.assert_close(ours.image, image if image.shape[1] == 5 else model.head(image))
+
+
 @settings(deadline=None, max_examples=40)
 @given(rows=st.integers(1, 14), columns=st.integers(1, 14), seed=st.integers(0, 1000))
 def test_boxes_lie_on_the_grid_and_mixing_undoes_itself(rows, columns, seed):

@@ -54,7 +54,7 @@ def colours(folder, **kwargs):
 
 
 class Oracle(torch.nn.Module):
-    """A teacher that sees which colour is the strongest at each of 4 x 4 places: blue, green or red, as in the folder."""
+    """A teacher that sees which colour, blue, green or red as in the folder, is the strongest at 4 x 4 places."""
 
     num_features = 3
 
@@ -327,7 +327,7 @@ def test_blocks_learn_at_rates_that_fall_with_their_depth(picture_folder):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"model": "vit_tiny_patch16_224", "model_args": {"depth": 1}}, "vit_tiny_patch16_224 here has not"),
+        ({"model": "vit_tiny_patch16_224", "model_args": {"depth": 1}}, "this VisionTransformer has not"),
         ({"model": "volo_mini_32", "model_args": {"use_aux_head": False}}, "need a VOLO with class token"),
         ({"model": "volo_mini_32", "model_args": {"global_pool": "avg"}}, "need a VOLO with class token"),
         ({"model": "volo_mni_32"}, "Did you mean volo_mini_32"),

@@ -22,7 +22,7 @@ at any size, a network for pictures of 32 pixels and the rivals of outlook atten
     >>> set_input_size(model, 448)
 
     >>> from vitalk.systems.volo import write_label_maps
-    >>> write_label_maps(teacher, open_images("IMAGENET", "train"), "maps.safetensors")
+    >>> write_label_maps(teacher, open_splits("IMAGENET")[0], "maps.safetensors")
 
 ``TokenLabelClassifier`` trains any of them: on stored label maps (``TokenLabelImages``), those of the authors or of
 ``write_label_maps``; on what a teacher says of the training pictures (``teacher``); or on the pictures' labels.

@@ -4,7 +4,9 @@ from typing import NamedTuple
 
 import torch
 from timm.models.volo import VOLO, rand_bbox
-from torch import Tensor
+from torch import Tensor, nn
+
+from vitalk.errors import UserError
 
 from .checkpoint import check_size
 
@@ -27,7 +29,9 @@ def dense_logits(model: VOLO, images: Tensor, box: Box | None = None) -> DenseLo
     the tokens are of ``images`` again. Stage 1 has two tokens for one of the box each way.
 
     timm's ``forward_train`` cannot be used for it: it returns the class token without the head, and its box is its own.
+    Raises UserError for models without both heads and pictures of the wrong size.
     """
+    require_both_heads(model)
     check_size(model, *images.shape[-2:])
     x = model.patch_embed(images).permute(0, 2, 3, 1)
     grid = x.shape[1] // model.pooling_scale, x.shape[2] // model.pooling_scale
@@ -38,6 +42,16 @@ def dense_logits(model: VOLO, images: Tensor, box: Box | None = None) -> DenseLo
     if box is not None:
         tokens = mixed(tokens.unflatten(1, grid), box).flatten(1, 2)
     return DenseLogits(model.head(x[:, 0]), tokens)
+
+
+def require_both_heads(model: nn.Module) -> None:
+    """Raise UserError where ``model`` cannot be trained on token labels."""
+    whole = isinstance(model, VOLO) and model.global_pool == "token" and model.post_network is not None
+    if not whole or model.aux_head is None:
+        raise UserError(
+            f"token labels need a VOLO with class token and token head, which this {type(model).__name__} has not; "
+            "build it with global_pool='token' and use_aux_head=True"
+        )
 
 
 def mixed(x: Tensor, box: Box) -> Tensor:

@@ -90,7 +90,7 @@ def teacher_maps(teacher: nn.Module, images: Tensor) -> Tensor:
     teacher: a timm network whose features are a map, such as a convolutional one (its head goes over every place), or
     a VOLO (its token head). Raises UserError for others.
     """
-    if isinstance(teacher, VOLO) and teacher.aux_head is not None:
+    if isinstance(teacher, VOLO):
         logits = dense_logits(teacher, images).tokens
         return logits.transpose(1, 2).unflatten(2, tuple(teacher.pos_embed.shape[1:3]))
     features = teacher.forward_features(images)

@@ -3,14 +3,13 @@
 from typing import Any
 
 import torch
-from timm.models.volo import VOLO
 from torch import Tensor
 
 from vitalk.errors import UserError
 from vitalk.vision.classifier import Classifier, load_weights, soft_labels
 
 from .checkpoint import check_size, checkpoint_filter_fn
-from .dense import dense_logits, draw_box
+from .dense import dense_logits, draw_box, require_both_heads
 from .labels import (
     TokenTargets,
     corrected,
@@ -63,12 +62,10 @@ class TokenLabelClassifier(Classifier):
             optimizer_args=optimizer_args, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay,
             warmup_steps=warmup_steps, min_lr=min_lr, smoothing=smoothing, teacher=teacher,
         )  # fmt: skip
-        network = self.model
-        if not isinstance(network, VOLO) or network.aux_head is None or network.global_pool != "token":
-            raise UserError(f"token labels need a VOLO with class token and token head, which {model} here has not")
+        require_both_heads(self.model)
         if init is not None:
-            network.checkpoint_filter_fn = checkpoint_filter_fn
-            load_weights(network, init)
+            self.model.checkpoint_filter_fn = checkpoint_filter_fn  # timm's have none
+            load_weights(self.model, init)
 
     def forward(self, images: Tensor) -> Tensor:
         """images [batch, 3, height, width], normalised -> logits [batch, classes], both heads together."""
