@@ -113,3 +113,11 @@ def test_file_size(tmp_path):
     assert file_size(tmp_path / "a") == 3 and file_size(tmp_path) == 8
     with pytest.raises(UserError, match="no file"):
         file_size(tmp_path / "none")
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_both_products_of_attention_count_whatever_computes_them(fused):
+    attn = timm.layers.Attention(32, 2)
+    attn.fused_attn = fused
+    tokens, dim = 64, 32
+    assert count(attn, torch.randn(1, tokens, dim)).macs == 4 * tokens * dim**2 + 2 * tokens**2 * dim

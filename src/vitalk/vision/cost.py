@@ -48,7 +48,10 @@ def count(model: "nn.Module", image: "Tensor") -> Cost:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    counter, layers, booked = FlopCounterMode(display=False), {}, 0
+    # Not every torch counts its own fused kernel for CPUs.
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    counter = FlopCounterMode(display=False, custom_mapping={kernel: _attention_flops})
+    layers, booked = {}, 0
 
     def book(name: str) -> None:
         nonlocal booked
@@ -74,6 +77,12 @@ def count(model: "nn.Module", image: "Tensor") -> Cost:
             hook.remove()
     book("")
     return Cost(sum(p.numel() for p in model.parameters()), booked, layers)
+
+
+def _attention_flops(q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: Any, **__: Any) -> int:
+    """Operations of both products of attention on shapes [batch, heads, tokens, head_dim]."""
+    batch, heads, queries, width = q
+    return 2 * batch * heads * queries * k[2] * (width + v[3])
 
 
 def latencies(
