@@ -174,7 +174,8 @@ def test_the_weights_of_the_least_validation_loss_are_kept(recipe, tmp_path, cut
     folder = tmp_path / "run"
     if cut:
         run(str(recipe), "tiny", None, folder, ["--trainer.max_epochs=2"], 2)
-    run(str(recipe), "tiny", None, folder, ["--trainer.max_epochs=4"], 2)
+    run(str(recipe), "tiny", None, folder, ["--trainer.max_epochs=4"], 3)  # another interval, one last.ckpt
     steps = 48 // 4
     assert load_file(folder / "model.safetensors")["count"].item() == 2 * steps
     assert torch.load(folder / "last.ckpt", weights_only=False)["global_step"] == 4 * steps
+    assert not list(folder.glob("*-v*.ckpt"))

@@ -120,7 +120,14 @@ def _trainer_defaults(folder: Path, interval: int, monitor: str | None) -> dict[
         "default_root_dir": folder,
         "logger": [TensorBoardLogger(folder, name="tensorboard"), CSVLogger(folder, name="csv")],
         "callbacks": [
-            ModelCheckpoint(folder, filename="{step}", every_n_train_steps=interval, save_last=True, save_top_k=1),
+            ModelCheckpoint(  # one last.ckpt, also where a run goes on with another interval
+                folder,
+                filename="{step}",
+                every_n_train_steps=interval,
+                save_last=True,
+                save_top_k=1,
+                enable_version_counter=False,
+            ),
             LearningRateMonitor("step"),
             *best,
         ],

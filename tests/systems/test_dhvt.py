@@ -362,7 +362,7 @@ def test_reads_all_sizes_that_divide_and_interpolates_nothing(size):
 @pytest.mark.parametrize("switches", [{"pos_embed": "learn"}, PLAIN])
 def test_a_position_table_holds_the_model_to_its_size(switches):
     model, x = small(**switches), torch.randn(1, 3, 40, 48)
-    with pytest.raises(UserError, match=r"40 x 48 pixels, the position table is for 32 x 32.*dynamic_img_size"):
+    with pytest.raises(UserError, match=r"40 x 48 pixels, the model reads 32 x 32.*dynamic_img_size"):
         model(x)
     assert small(dynamic_img_size=True, **switches)(x).shape == (1, 5)
     model.set_input_size((40, 48))
@@ -440,11 +440,11 @@ def test_every_product_is_a_site_for_quantizers():
     [
         ({"patch_size": 8}, "patches of 2, 4 or 16 pixels, not 8"),
         ({"patch_size": (4, 2)}, r"patches of 2, 4 or 16 pixels, not \(4, 2\)"),
-        ({"img_size": 33, "patch_size": (4, 2), "sope": False}, "multiples of 4 x 2 pixels, not 33 x 33"),
-        ({"img_size": 30}, "multiples of 4 pixels, not 30 x 30"),
-        ({"img_size": (32, 0)}, "multiples of 4 pixels, not 32 x 0"),
-        ({"img_size": (3, 32, 32)}, "multiples of 4 pixels, not 3 x 32 x 32"),
-        ({"img_size": 30, **PLAIN}, "multiples of 4 pixels"),
+        ({"img_size": 33, "patch_size": (4, 2), "sope": False}, "4 x 2 pixels do not tile a picture of 33 x 33"),
+        ({"img_size": 30}, "4 x 4 pixels do not tile a picture of 30 x 30"),
+        ({"img_size": (32, 0)}, "do not tile a picture of 32 x 0"),
+        ({"img_size": (3, 32, 32)}, "do not tile a picture of 3 x 32 x 32"),
+        ({"img_size": 30, **PLAIN}, "4 x 4 pixels do not tile"),
         ({"num_heads": 3}, "embed_dim 32 does not divide into 3 heads"),
         ({"reg_tokens": 2}, "one class token and no registers"),
         ({"class_token": False, "global_pool": "avg"}, "one class token"),
@@ -459,9 +459,9 @@ def test_refuses_designs_that_mean_nothing(bad, said):
 @pytest.mark.parametrize("switches", [{}, {"sope": False}, PLAIN])
 def test_refuses_pictures_that_do_not_divide(switches):
     model = small(**switches)
-    with pytest.raises(UserError, match="multiples of 4 pixels, not 32 x 30"):
+    with pytest.raises(UserError, match=r"do not tile a picture of 32 x 30|32 x 30 pixels, the model reads 32 x 32"):
         model(torch.zeros(1, 3, 32, 30))
-    with pytest.raises(UserError, match="not 33 x 33"):
+    with pytest.raises(UserError, match="do not tile a picture of 33 x 33"):
         model.set_input_size(33)
     with pytest.raises(UserError, match="patches of 4 pixels are part of the network"):
         model.set_input_size(patch_size=8)

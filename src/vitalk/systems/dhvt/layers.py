@@ -6,50 +6,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention, PatchEmbed, to_2tuple
+from timm.layers import Attention, to_2tuple
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from vitalk.errors import UserError
+from vitalk.vision.patches import Patches
 
 # A convolution of stride 2 for each entry, whose width is embed_dim divided by it; by patch size.
 STAGES = {2: (1,), 4: (2, 1), 16: (8, 4, 2, 1)}
-
-
-class Patches(PatchEmbed):
-    """timm's patch embedding, which says in a sentence what pictures it cannot read.
-
-    Raises UserError for sizes that are no multiple of the patch, and with ``strict_img_size`` for any other size than
-    ``img_size``.
-    """
-
-    def __init__(
-        self, img_size: int | tuple[int, int] = 224, patch_size: int | tuple[int, int] = 16, **kwargs: Any
-    ) -> None:
-        _check(to_2tuple(img_size), to_2tuple(patch_size))
-        super().__init__(img_size, patch_size, **kwargs)
-
-    def set_input_size(self, img_size: int | tuple[int, int] | None = None, patch_size: Any = None) -> None:
-        """Read pictures of another size from now on. Raises UserError for sizes that do not fit."""
-        if patch_size is not None and to_2tuple(patch_size) != self.patch_size:
-            raise UserError(
-                f"patches of {self.patch_size[0]} pixels are part of the network; build one with patch_size"
-            )
-        if img_size is not None:
-            _check(to_2tuple(img_size), self.patch_size)
-        super().set_input_size(img_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """images [batch, channels, height, width] -> [batch, tokens, embed_dim], or the grid, channels last."""
-        size = tuple(x.shape[-2:])
-        if not self.dynamic_img_pad:
-            _check(size, self.patch_size)
-        if self.strict_img_size and size != self.img_size:
-            raise UserError(
-                f"the picture has {size[0]} x {size[1]} pixels, the position table is for {self.img_size[0]} x"
-                f" {self.img_size[1]}; resize the picture, or build the model with dynamic_img_size=True"
-            )
-        return super().forward(x)
 
 
 class Affine(nn.Module):
@@ -198,15 +163,3 @@ class GridBlock(Block):
         """x [batch, 1 + rows * columns, dim], grid: rows, columns -> the same shape."""
         x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal)))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x), grid)))
-
-
-def _check(size: tuple[int, ...], patch: tuple[int, ...]) -> None:
-    if len(size) != 2 or any(side < 1 or side % step for side, step in zip(size, patch, strict=True)):
-        raise UserError(
-            f"DHVT reads pictures whose sides are multiples of {_pixels(patch)}, not {' x '.join(map(str, size))};"
-            " resize or crop them"
-        )
-
-
-def _pixels(patch: tuple[int, ...]) -> str:
-    return f"{patch[0]} pixels" if len(set(patch)) == 1 else f"{' x '.join(map(str, patch))} pixels"

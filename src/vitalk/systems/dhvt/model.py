@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vitalk.errors import UserError
+from vitalk.vision.patches import Patches
 
 from .checkpoint import checkpoint_filter_fn
-from .layers import DAFF, SOPE, GridBlock, HeadTokenAttention, Patches
+from .layers import DAFF, SOPE, GridBlock, HeadTokenAttention
 
 
 class DHVTWithMlp(VisionTransformer):

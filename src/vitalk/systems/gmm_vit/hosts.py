@@ -10,10 +10,12 @@ from timm.models.pit import PoolingVisionTransformer
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
+from vitalk.vision.patches import Patches
+
 from .attention import TalkingHeads, gmm_attention, resize_masks
 from .checkpoint import cait_filter_fn, pit_filter_fn, swin_filter_fn
 from .mask import MaskKind
-from .model import Patches, constant_drop_path, xavier
+from .model import constant_drop_path, xavier
 
 
 class PositionedPatches(Patches):

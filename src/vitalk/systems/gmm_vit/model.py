@@ -4,36 +4,14 @@ from typing import Any
 
 from timm.layers import DropPath, PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import nn
 
 from vitalk.errors import UserError
+from vitalk.vision.patches import Patches
 
 from .attention import gmm_attention, resize_masks
 from .checkpoint import vit_filter_fn
 from .mask import MaskedProduct, MaskKind
-
-
-class Patches(PatchEmbed):
-    """timm's patch embedding, which refuses pictures that do not divide or have another size, in a sentence."""
-
-    def _init_img_size(self, img_size: int | tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int], int]:
-        size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-        if len(size) != 2 or min(size) < 1 or any(s % p for s, p in zip(size, self.patch_size, strict=True)):
-            raise UserError(
-                f"patches of {self.patch_size[0]} x {self.patch_size[1]} pixels do not tile a picture of"
-                f" {' x '.join(map(str, size))}; resize the picture or change patch_size"
-            )
-        return super()._init_img_size(size)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """images [batch, channels, height, width] -> [batch, patches, dim], or a map where it was built so."""
-        if tuple(images.shape[-2:]) != self.img_size:
-            (height, width), (rows, columns) = images.shape[-2:], self.img_size
-            raise UserError(
-                f"the picture has {height} x {width} pixels, the model reads {rows} x {columns}; resize the picture,"
-                f" or build the model with img_size={(height, width)}"
-            )
-        return super().forward(images)
 
 
 class GMMViT(VisionTransformer):
