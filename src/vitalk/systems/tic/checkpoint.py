@@ -1,0 +1,36 @@
+"""The official repository's checkpoints (zs670980918/MSA-Conv), renamed to ours; it holds a layer, no network."""
+
+import re
+from typing import Any
+
+from torch import Tensor, nn
+
+WRAPPERS = ("model", "state_dict")
+QKV = re.compile(r"^(.*\.)?qkv_conv\.(weight|bias)$")
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """A checkpoint of official layers as a state dict of ``model``; what is ours already passes through.
+
+    model: an ``MSAConvLayer``, an ``MSAConv`` (the release's first commit, which had no tail), or a network that
+    holds such layers under the official names. Takes whole training checkpoints with or without ``module.``.
+    """
+    for key in WRAPPERS:
+        if isinstance(state_dict.get(key), dict):
+            state_dict = state_dict[key]
+            break
+    state = {key.removeprefix("module."): value for key, value in state_dict.items()}
+    own, out = model.state_dict(), dict(state)
+    for name, value in state.items():
+        if (found := QKV.match(name)) is None:
+            continue
+        layer, entry = found[1] or "", found[2]
+        del out[name]
+        if f"{layer}qkv.weight" in own:
+            out[f"{layer}qkv.{entry}"] = value
+            continue
+        out[f"{layer}attn.qkv.{entry}"] = value
+        for entry in ("weight", "bias"):
+            if f"{layer}mlp.{entry}" in out:
+                out[f"{layer}tail.{entry}"] = out.pop(f"{layer}mlp.{entry}")
+    return out
