@@ -1,10 +1,11 @@
 """Linear attention through positive random features (Performer, arXiv 2009.14794, section 2.3)."""
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
+
+from .precision import full_precision
 
 
 class PositiveFeatures(nn.Module):
@@ -37,7 +38,7 @@ class PositiveFeatures(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [batch, tokens, dim] -> [batch, tokens, features], float32."""
-        with _full_precision(x):
+        with full_precision(x):
             x, projection = x.float(), self.projection.float()
             return (x @ projection.T - x.square().sum(-1, keepdim=True) / 2).exp() / math.sqrt(len(projection))
 
@@ -49,14 +50,7 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = 1e-8) -> Tens
     Each output is a convex combination of the values, but for ``eps`` in the denominator: where all features of a
     query underflow the output is zero. The sums are float32.
     """
-    with _full_precision(v):
+    with full_precision(v):
         weighted = k.float().transpose(-2, -1) @ v.float()
         total = q.float() @ k.float().sum(-2).unsqueeze(-1)
         return (q.float() @ weighted / (total + eps)).to(v.dtype)
-
-
-def _full_precision(x: Tensor) -> AbstractContextManager:
-    # Only where autocast is on: an autocast region would stand in every exported graph otherwise.
-    kind = x.device.type
-    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.autocast(kind, enabled=False) if on else nullcontext()

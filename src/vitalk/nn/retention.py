@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitalk.nn.grid import grid_offsets
-from vitalk.nn.performer import _full_precision
+from vitalk.nn.precision import full_precision
 
 Schedule = Literal["vir", "retnet"] | Sequence[float]
 ClassToken = Literal["first", "last"] | None
@@ -99,7 +99,7 @@ def retain_chunks(
     whole = length // size * size
     chunked = [x[:, :, :whole].unflatten(2, (-1, size)) for x in (q, k, v)]
     inner = retain(*chunked, decay_mask(size, gamma)[:, None])
-    with _full_precision(q):
+    with full_precision(q):
         q_c, k_c, v_c = (_wide(x) for x in chunked)
         index = torch.arange(size, device=gamma.device)
         sums = (k_c * powers(gamma, size - 1 - index)[:, None, :, None]).transpose(-2, -1) @ v_c
@@ -128,7 +128,7 @@ class LineState:
 
     def step(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The next token, [batch, heads, 1, dim] each -> the same shape: the recurrent form, one step of it."""
-        with _full_precision(q):
+        with full_precision(q):
             fresh = _wide(k).transpose(-2, -1) @ _wide(v)
             self.memory = fresh if self.memory is None else self.gamma[:, None, None] * self.memory + fresh
             return (_wide(q) @ self.memory).to(v.dtype)
@@ -190,7 +190,7 @@ class GridState:
         flat = [x.flatten(2, 3) for x in (q, k, v)]
         y = retain(*flat, grid_decay_mask(rows, self.width, self.gamma))
         row = torch.arange(rows, device=self.gamma.device)
-        with _full_precision(q):
+        with full_precision(q):
             # To columns: what a column's tokens leave behind is one product, [batch, heads, width, rows, dim].
             q, k, v = (_wide(x).transpose(2, 3) for x in (q, k, v))
             sums = (k * powers(self.gamma, rows - 1 - row)[:, None, :, None]).transpose(-2, -1) @ v
@@ -203,14 +203,14 @@ class GridState:
         return y
 
     def _first(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        with _full_precision(q):
+        with full_precision(q):
             own = _wide(k).transpose(-2, -1) @ _wide(v)
             column = torch.arange(self.width, device=self.gamma.device)
             self.memory = own[:, :, None] * powers(self.gamma, column)[:, :, None, None]
             return (_wide(q) @ own).to(v.dtype)
 
     def _last(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        with _full_precision(q):
+        with full_precision(q):
             seen = _wide(k).transpose(-2, -1) @ _wide(v)
             if self.memory is not None:
                 seen = seen + self.gamma[:, None, None] * self.memory[:, :, -1]
