@@ -1,11 +1,13 @@
 """Runs: recipes, resuming after a kill, and several processes."""
 
 import csv
+import inspect
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from safetensors.torch import load_file
 
 from vitalk.errors import UserError
 from vitalk.files import write_tensors
+from vitalk.measurement import checkout
 from vitalk.recipes import load_recipe
 from vitalk.training import run
 
@@ -179,3 +182,19 @@ def test_the_weights_of_the_least_validation_loss_are_kept(recipe, tmp_path, cut
     assert load_file(folder / "model.safetensors")["count"].item() == 2 * steps
     assert torch.load(folder / "last.ckpt", weights_only=False)["global_step"] == 4 * steps
     assert not list(folder.glob("*-v*.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("file", "preset"),
+    [
+        ("eye/eye", "cpu"),
+        ("eye/eye", "finish"),
+        *(("voice/voice", p) for p in ("aligner", "acoustic", "vocoder", "tune")),
+    ],
+)
+def test_recipes_of_what_ships_name_classes_and_arguments_that_there_are(file, preset):
+    _, config = load_recipe(str(checkout() / "recipes" / f"{file}.yaml"), preset)
+    for part in ("model", "data"):
+        module, _, name = config[part]["class_path"].rpartition(".")
+        known = inspect.signature(getattr(import_module(module), name)).parameters
+        assert set(config[part].get("init_args", {})) <= set(known)
