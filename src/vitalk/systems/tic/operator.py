@@ -51,14 +51,14 @@ def msa_scores(q: Tensor, k: Tensor, window: Window, heads: int = 1) -> Tensor:
     """Products of queries with the keys in their windows: [batch, channels, height, width] twice ->
     [batch, heads, taps, height, width], taps row by row, neither scaled nor normalised.
 
-    Keys beyond the border score 0, or ``MASKED`` where the window masks them. Raises UserError as ``msa_conv``.
+    Keys beyond the border score 0, or -inf where the window masks them. Raises UserError as ``msa_conv``.
     """
     _check(q, k, k, heads)
     keys = window.pad(_maps(k, heads))
     width = keys.shape[-1]
     places = offsets(list(window.kernel), list(window.dilation), width)
     scores = _scores(line(_maps(q, heads), width), keys.flatten(2), window.bias(q), places)
-    return unline(scores, width, q.shape[-1]).transpose(0, 1).unflatten(0, (-1, heads))
+    return unline(scores, width, q.shape[-1]).unflatten(0, (-1, heads))
 
 
 def msa_aggregate(weights: Tensor, v: Tensor, window: Window) -> Tensor:
@@ -72,7 +72,7 @@ def msa_aggregate(weights: Tensor, v: Tensor, window: Window) -> Tensor:
     values = window.pad(_maps(v, heads))
     width = values.shape[-1]
     places = offsets(list(window.kernel), list(window.dilation), width)
-    total = _weighted(line(weights.flatten(0, 1).transpose(0, 1), width), values.flatten(2), places)
+    total = _weighted(line(weights.flatten(0, 1), width), values.flatten(2), places)
     return unline(total, width, size[1]).reshape(v.shape)
 
 
@@ -94,13 +94,13 @@ def _attend(
     out, sums = torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[0], q.shape[2])
     for part, generator in _parts(q, len(places), seed):
         weights = _scores(q[part], k[part], bias, places)
-        top = weights.amax(0)
-        total = weights.sub_(top).exp_().sum(0)
-        sums[part] = total.log().add_(top)
+        top = weights.amax(1, keepdim=True)
+        total = weights.sub_(top).exp_().sum(1, keepdim=True)
+        sums[part] = total.log().add_(top)[:, 0]
         if dropout:
-            for weight in weights:
+            for weight in weights.unbind(1):
                 weight.mul_(_kept(weight, dropout, generator))
-        out[part] = _weighted(weights, v[part], places).div_(total[:, None])
+        out[part] = _weighted(weights, v[part], places).div_(total)
     return unline(out, width, width - dilation[1] * (kernel[1] - 1)).contiguous(), sums
 
 
@@ -126,11 +126,11 @@ def _attend_backward(
     mean = (grad * out).sum(1)
     to_q, to_k, to_v = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     for part, generator in _parts(q, len(places), seed):
-        for place in places:
+        for tap, place in enumerate(places):
             near = (part, slice(None), slice(place, place + q.shape[2]))
             weight = (q[part] * k[near]).sum(1)
             if bias is not None:
-                weight += bias[near[2]]
+                weight += bias[tap]
             weight.sub_(sums[part]).exp_()
             to_weight = (grad[part] * v[near]).sum(1)
             used = weight
@@ -177,20 +177,19 @@ def _flops(q_shape, k_shape, v_shape, bias_shape, kernel, *_, **__) -> int:  # n
 
 
 def _scores(q: Tensor, k: Tensor, bias: Tensor | None, places: list[int]) -> Tensor:
-    """q [maps, dim, places] and padded k on lines -> [taps, maps, places]."""
+    """q [maps, dim, places] and padded k on lines -> [maps, taps, places]."""
     count = q.shape[2]
-    scores = torch.stack([(q * k[..., place : place + count]).sum(1) for place in places])
-    if bias is None:
-        return scores
-    return scores + torch.stack([bias[place : place + count] for place in places])[:, None]
+    scores = torch.cat([(q * k[..., place : place + count]).sum(1, keepdim=True) for place in places], 1)
+    return scores if bias is None else scores + bias
 
 
 def _weighted(weights: Tensor, v: Tensor, places: list[int]) -> Tensor:
-    """weights [taps, maps, places] and padded v on lines -> [maps, dim, places]."""
+    """weights [maps, taps, places] and padded v on lines -> [maps, dim, places]."""
     count = weights.shape[2]
-    total = weights[0, :, None] * v[..., places[0] : places[0] + count]
-    for weight, place in zip(weights[1:, :, None], places[1:], strict=True):
-        total.addcmul_(weight, v[..., place : place + count])
+    first, *others = weights.split(1, 1)
+    total = first * v[..., places[0] : places[0] + count]
+    for weight, place in zip(others, places[1:], strict=True):
+        total = total.addcmul_(weight, v[..., place : place + count])
     return total
 
 

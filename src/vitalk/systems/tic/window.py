@@ -11,7 +11,6 @@ from torch import Tensor
 from vitalk.errors import UserError
 
 Padding = Literal["zeros", "masked", "circular"]
-MASKED = -1e9  # finite, so that positions without a neighbour, which only the layout has, give numbers as well
 
 
 class Window:
@@ -56,11 +55,13 @@ class Window:
         return x
 
     def bias(self, x: Tensor) -> Tensor | None:
-        """What is added to the scores of keys beyond the border of x: one line of a padded map, None for nothing."""
+        """What is added to the scores of a map like x, -inf beyond its border: [taps, places], None for nothing."""
         if self.padding != "masked":
             return None
         rows, columns = self.reach
-        return F.pad(x.new_zeros(x.shape[-2:]), (columns, columns, rows, rows), value=MASKED).flatten()
+        size, width = x.shape[-2:], x.shape[-1] + 2 * columns
+        beyond = F.pad(x.new_zeros(1, 1, *size), (columns, columns, rows, rows), value=float("-inf"))
+        return line(F.unfold(beyond, self.kernel, self.dilation).view(-1, *size), width)
 
 
 def offsets(kernel: list[int], dilation: list[int], width: int) -> list[int]:
