@@ -86,6 +86,12 @@ def _compare(model: nn.Module, file: Path, images: Tensor) -> None:
         expected = model.eval()(images).numpy()
     run, _ = open_engine(file)
     got = run(images.numpy())
+    try:
+        alone = run(images[:1].numpy())
+    except Exception as error:  # onnxruntime has an exception class for each kind of mismatch
+        raise UserError(f"the exported file takes batches of {len(images)} only ({str(error)[:80]})") from None
+    if alone.shape != got[:1].shape:
+        raise UserError(f"the exported file answers a batch of one with {len(alone)} rows; its batch is fixed")
     distance = float(np.linalg.norm(got - expected) / max(np.linalg.norm(expected), 1e-12))
     rounding = any(True for m in model.modules() if hasattr(m, "weight_quantizer"))
     if distance > (0.05 if rounding else AGREE) or not np.isfinite(distance):
