@@ -15,7 +15,7 @@ from torch import nn
 
 from vitalk.errors import UserError
 from vitalk.nn.attention import SiteAttention
-from vitalk.vision.tokens import Attended, TokenReducer, Tokens, Trunk, attend, run_block, survivors, take
+from vitalk.vision.tokens import Attended, TokenReducer, Tokens, Trunk, attend, survivors, take
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 5}
 
@@ -263,7 +263,7 @@ def test_take_picks_rows_of_any_shape(tokens, trailing, data):
 def test_a_block_runs_its_mlp_on_what_the_reducer_left():
     block, widths = small().blocks[0], []
     block.mlp.register_forward_hook(lambda _, inputs, out: widths.append(out.shape[1]))
-    out = run_block(block, Halve(), Tokens(torch.randn(1, 17, 24)))
+    out = Halve().through(block, Tokens(torch.randn(1, 17, 24)))
     assert widths == [9] and out.features.shape == (1, 9, 24)
     assert TokenReducer()(out, Attended()) is out
 
