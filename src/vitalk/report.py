@@ -87,6 +87,7 @@ TABLES = {
     "systems": systems_table,
     "reproductions": reproduction_table,
     "bench": lambda: record_table("bench_vision", "vitalk bench vision"),
+    "bench-backbones": lambda: record_table("bench_backbones", "vitalk bench backbones"),
     "bench-speech": lambda: record_table("bench_speech", "vitalk bench speech"),
     "eye": lambda: record_table("eye", "vitalk train recipes/eye/eye.yaml --preset cpu"),
 }
