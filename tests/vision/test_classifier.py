@@ -5,7 +5,7 @@ import torch
 from lightning import Trainer
 
 from vitalk.errors import UserError
-from vitalk.vision.classifier import Classifier, create, load_weights, soft_labels
+from vitalk.vision.classifier import Classifier, create, load_teacher, load_weights, soft_labels
 from vitalk.vision.data import Images
 
 SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -103,3 +103,33 @@ def test_batch_norm_cannot_train_on_one_picture():
     model = Classifier("resnet10t", num_classes=3)
     with pytest.raises(UserError, match="batch of one cannot train; raise batch_size"):
         model.training_step((torch.randn(1, 3, 32, 32), torch.tensor([0])), 0)
+
+
+def test_teachers_are_names_or_model_files(tmp_path):
+    class Data:
+        classes = ["a", "b", "c"]
+
+        def preprocess_cfg(self):
+            return {"input_size": [3, 16, 16]}
+
+    torch.manual_seed(0)
+    taught = small()
+    taught.save_weights(tmp_path / "m.safetensors", Data())
+    student = small(teacher=str(tmp_path / "m.safetensors"))
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.equal(student.teacher[0](x), taught.eval()(x)) and not student.teacher[0].training
+    with pytest.raises(UserError, match="knows 3 classes, not 5"):
+        load_teacher(str(tmp_path / "m.safetensors"), 5)
+    with pytest.raises(UserError, match="no checkpoint"):
+        small(teacher="nowhere.safetensors")
+
+
+def test_the_embedded_model_brings_its_weights():
+    from vitalk.deploy.load import load_model
+
+    x = torch.randn(2, 3, 32, 32)
+    whole = load_model("vitalk_eye").model
+    with torch.inference_mode():
+        assert torch.equal(load_teacher("vitalk_eye", 10)(x), whole(x))
+        other = create("vitalk_eye", 7, {"pretrained": True}).eval()
+        assert torch.equal(other.forward_features(x), whole.forward_features(x)) and other(x).shape == (2, 7)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vitalk.deploy.preprocess import Preprocess
 from vitalk.errors import UserError
 from vitalk.vision.checkpoints import load_matching
-from vitalk.vision.classifier import create
+from vitalk.vision.classifier import create, stored_model
 
 
 @dataclass
@@ -59,19 +59,9 @@ def _from_timm(name: str, pretrained: bool) -> Loaded:
 
 
 def _from_safetensors(path: str) -> Loaded:
-    from safetensors import SafetensorError, safe_open
-    from safetensors.torch import load_file
-
-    try:
-        with safe_open(path, "pt") as file:
-            meta = file.metadata() or {}
-        state = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a readable safetensors file ({error})") from None
-    if "model" not in meta:
-        raise UserError(f"{path} does not say which model it is of; train it with vitalk train, or name a timm model")
-    args, labels = json.loads(meta["model_args"]), json.loads(meta["labels"])
-    return _filled(path, meta["model"], args, state, Preprocess.from_timm_cfg(json.loads(meta["preprocess"])), labels)
+    model, meta = stored_model(path)
+    preprocess = Preprocess.from_timm_cfg(json.loads(meta["preprocess"]))
+    return Loaded(model, preprocess, json.loads(meta["labels"]), meta["model"])
 
 
 def _from_lightning(path: str) -> Loaded:
@@ -85,16 +75,9 @@ def _from_lightning(path: str) -> Loaded:
     cfg = {k: data[k] for k in ("interpolation", "crop_pct", "mean", "std") if k in data}
     cfg["input_size"] = (3, data.get("size", 224), data.get("size", 224))
     args = {**(h.get("model_args") or {}), "num_classes": h["num_classes"]}
-    return _filled(path, h["model"], args, state, Preprocess.from_timm_cfg(cfg), None)
-
-
-def _filled(
-    path: str, name: str, args: dict[str, Any], state: dict[str, Tensor], preprocess: Preprocess, labels: list | None
-) -> Loaded:
-    args = dict(args)
-    model = create(name, args.pop("num_classes", len(labels or []) or None), {**args, "pretrained": False})
+    model = create(h["model"], args.pop("num_classes"), {**args, "pretrained": False})
     load_matching(model, state, path)
-    return Loaded(model.eval(), preprocess, labels, name)
+    return Loaded(model.eval(), Preprocess.from_timm_cfg(cfg), None, h["model"])
 
 
 def timm_transform(preprocess: Preprocess) -> Callable[[Any], Tensor]:

@@ -17,6 +17,8 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from vitalk.errors import UserError
 
+from .checkpoints import load_matching
+
 
 class Classifier(LightningModule):
     """Trains a timm model to classify pictures.
@@ -30,7 +32,7 @@ class Classifier(LightningModule):
     warmup_steps, min_lr: linear warm-up, then a half cosine to ``min_lr``.
     mixup, cutmix: their beta parameters, 0 turns each off; smoothing: of the labels.
     sizes: progressive resizing, pairs [epoch, pixels] in order, from that epoch on; resized on the device.
-    teacher: a timm name or checkpoint that is distilled (arXiv 2012.12877, section 4): "soft" is the KL divergence
+    teacher: a timm name or model file that is distilled (arXiv 2012.12877, section 4): "soft" is the KL divergence
     at temperature ``tau``, "hard" the cross-entropy with its decision; ``alpha`` weighs it against the labels.
     Moving averages of the weights are Lightning's ``EMAWeightAveraging`` callback.
 
@@ -79,7 +81,7 @@ class Classifier(LightningModule):
             )  # fmt: skip
         self.teacher: list[nn.Module] = []  # in a list: neither trained, nor saved, nor averaged
         if teacher is not None:
-            self.teacher.append(create(teacher, num_classes, {"pretrained": not Path(teacher).exists()}).eval())
+            self.teacher.append(load_teacher(teacher, num_classes))
         self.top1 = MulticlassAccuracy(num_classes, average="micro")
 
     def forward(self, images: Tensor) -> Tensor:
@@ -195,3 +197,40 @@ def load_weights(model: nn.Module, path: str) -> None:
     if not fitting:
         raise UserError(f"{path} has no weights that fit this model")
     model.load_state_dict(fitting, strict=False)
+
+
+def load_teacher(name: str, num_classes: int) -> nn.Module:
+    """A model to be imitated, in eval mode: a pretrained timm name, or a ``.safetensors`` file of ``vitalk train``.
+
+    Raises UserError for names and files that there are not, and for one that knows other classes.
+    """
+    if not name.endswith(".safetensors"):
+        return create(name, num_classes, {"pretrained": True}).eval()
+    model, _ = stored_model(name)
+    if model.num_classes != num_classes:
+        raise UserError(f"the teacher {name} knows {model.num_classes} classes, not {num_classes}; use another one")
+    return model
+
+
+def stored_model(path: str) -> tuple[nn.Module, dict[str, str]]:
+    """The model of a ``.safetensors`` file of ``vitalk train``, in eval mode, and the file's metadata.
+
+    Raises UserError for files that cannot be read, are of no known model, or do not fit it.
+    """
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
+
+    if not Path(path).is_file():
+        raise UserError(f"there is no checkpoint at {path}; check the path")
+    try:
+        with safe_open(path, "pt") as file:
+            meta = file.metadata() or {}
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a readable safetensors file ({error})") from None
+    if "model" not in meta:
+        raise UserError(f"{path} does not say which model it is of; train it with vitalk train, or name a timm model")
+    args, labels = json.loads(meta["model_args"]), json.loads(meta["labels"])
+    model = create(meta["model"], args.pop("num_classes", len(labels or []) or None), {**args, "pretrained": False})
+    load_matching(model, state, path)
+    return model.eval(), meta

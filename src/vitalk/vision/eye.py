@@ -1,5 +1,6 @@
 """The embedded classifier: a small convolutional stem on a plain ViT trunk, for 32 x 32 pictures."""
 
+from importlib import resources
 from typing import Any
 
 from timm.models import register_model
@@ -65,7 +66,7 @@ class ConvStem(nn.Module):
 def vitalk_eye(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     """The classifier that ships with the package: four blocks of width 192, 64 tokens, 2.5 M parameters.
 
-    Its weights are package data: load them with ``vitalk.vision.load.load_model("vitalk_eye")``.
+    Its weights are package data; a head for other classes, or another size, starts anew.
     """
     kwargs.pop("pretrained_cfg", None), kwargs.pop("pretrained_cfg_overlay", None), kwargs.pop("cache_dir", None)
     defaults = {"img_size": 32, "patch_size": 4, "embed_dim": 192, "depth": 4, "num_heads": 3, "mlp_ratio": 3.0}
@@ -75,4 +76,8 @@ def vitalk_eye(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
         "mean": (0.491, 0.482, 0.447), "std": (0.247, 0.244, 0.262), "num_classes": model.num_classes,
         "classifier": "head", "first_conv": "patch_embed.layers.0", "architecture": "vitalk_eye",
     }  # fmt: skip
+    if pretrained:
+        from .classifier import load_weights
+
+        load_weights(model, str(resources.files("vitalk") / "assets" / "eye.safetensors"))
     return model
