@@ -1,6 +1,7 @@
 """The verb ``compress``, from a model file and a folder of pictures to the report."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from vitalk.deploy.runtime import Eye
 from vitalk.errors import UserError
 
 DEFAULTS = {
-    "data": None, "tokens": None, "keep": 0.7, "blocks": None, "quant": None, "bits": "w8a8", "attention": "float",
+    "data": None, "tokens": None, "keep": None, "merge": None, "target_flops": None, "target_latency": None,
+    "blocks": None, "visualize": None, "quant": None, "bits": "w8a8", "attention": "float",
     "calibration": 16, "limit": 24, "random_weights": False,
 }  # fmt: skip
 
@@ -68,9 +70,47 @@ def test_all_variants_are_measured_and_the_last_one_is_kept(model_path, picture_
         ({"tokens": "evit", "blocks": "a,b"}, "--blocks"),
         ({"tokens": "evit", "blocks": "1,99"}, "do not exist"),
         ({"quant": "repq-vit", "data": "nowhere"}, "no data"),
+        ({"tokens": "evit", "merge": 3}, "--merge is not for evit, which takes --keep"),
+        ({"tokens": "tome", "keep": 0.5}, "--keep is not for tome"),
+        ({"tokens": "tome", "target_flops": 1.5}, "--target-flops must be in"),
+        ({"tokens": "tome", "target_flops": 0.01}, "out of reach"),
+        ({"tokens": "evit", "target_latency": -1.0}, "--target-latency must be more than 0"),
+        ({"tokens": "evit", "keep": 0.5, "target_flops": 0.5}, "both say"),
+        ({"quant": "repq-vit", "target_flops": 0.5}, "about tokens"),
+        ({"quant": "repq-vit", "visualize": Path("drawn")}, "--visualize"),
     ],
 )
 def test_bad_options_leave_nothing(model_path, picture_folder, tmp_path, options, words):
     with pytest.raises(UserError, match=words):
         run(model_path, tmp_path / "out", **{"data": str(picture_folder), **options})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("tokens", "target"), [("evit", 0.7), ("tome", 0.6)])
+def test_a_share_of_the_macs_is_met_and_drawn(model_path, picture_folder, tmp_path, tokens, target):
+    from PIL import Image
+
+    out, drawn = tmp_path / "small", tmp_path / "drawn"
+    run(model_path, out, data=str(picture_folder), tokens=tokens, target_flops=target, visualize=drawn)
+    report = json.loads((out / "report.json").read_text())
+    plain, reduced = report["rows"]
+    assert target - 0.1 < reduced["macs"] / plain["macs"] <= target
+    counts = report["settings"]["tokens behind each block"]
+    assert len(counts) == SMALL["depth"] and counts[-1] < counts[0]
+    assert len(list(drawn.iterdir())) == 8 and Image.open(drawn / "0.png").width > 2 * 224
+
+
+def test_a_latency_is_met_by_the_file(model_path, picture_folder, tmp_path):
+    from vitalk.deploy.load import load_model
+    from vitalk.reducers import REDUCERS, file_latency
+
+    loaded = load_model(str(model_path))
+    cost = file_latency(loaded, lambda model: model, tmp_path)
+    plain = cost(loaded.model)
+    run(model_path, tmp_path / "small", data=str(picture_folder), tokens="tome", target_latency=100 * plain)
+    report = json.loads((tmp_path / "small" / "report.json").read_text())
+    assert "merge 1," in report["settings"]["tokens"]  # the weakest does
+    assert cost(REDUCERS["tome"].make(loaded.model, 1, None)) < 100 * plain
+    with pytest.raises(UserError, match="out of reach"):
+        run(model_path, tmp_path / "none", data=str(picture_folder), tokens="tome", target_latency=1e-6)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["small"]

@@ -3,6 +3,8 @@
 import os
 import shlex
 import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,17 +13,31 @@ import typer
 from vitalk.errors import UserError, nearest
 from vitalk.files import staging
 
-TOKENS, QUANT = ["evit"], ["repq-vit"]
+TOKENS, QUANT = ["evit", "tome"], ["repq-vit"]
+DRAWN = 8  # pictures of --visualize
+STRENGTHS = {"evit": "keep", "tome": "merge"}  # what says how much a reduction takes away
 
 
 def compress(
     model: Annotated[str, typer.Argument(help="A timm name, a checkpoint file or hf-hub:NAME.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for model.onnx and the report.")],
     data: Annotated[str | None, typer.Option(help="Pictures: folder, parquet or hf:NAME; CIFAR-10 by default.")] = None,
-    tokens: Annotated[str | None, typer.Option(help="Token reduction: evit.")] = None,
-    keep: Annotated[float, typer.Option(help="Share of the patches that stay at each reduction, in (0, 1].")] = 0.7,
+    tokens: Annotated[str | None, typer.Option(help=f"Token reduction: {', '.join(TOKENS)}.")] = None,
+    keep: Annotated[
+        float | None, typer.Option(help="evit: share of the patches that stay at each reduction, in (0, 1]; 0.7.")
+    ] = None,
+    merge: Annotated[int | None, typer.Option(min=1, help="tome: pairs of tokens that each block merges; 8.")] = None,
+    target_flops: Annotated[
+        float | None, typer.Option(help="Find the strength: share of the multiply-accumulates that may remain, (0, 1].")
+    ] = None,
+    target_latency: Annotated[
+        float | None, typer.Option(help="Find the strength: milliseconds that one picture may take on this machine.")
+    ] = None,
     blocks: Annotated[
-        str | None, typer.Option(help="Blocks that reduce, from 0; 3,6,9 of 12, else spread likewise.")
+        str | None, typer.Option(help="Blocks that reduce, from 0; those of the paper, or spread likewise.")
+    ] = None,
+    visualize: Annotated[
+        Path | None, typer.Option(help="Folder for pictures of which patches each token holds, block by block.")
     ] = None,
     quant: Annotated[str | None, typer.Option(help="Quantization: repq-vit.")] = None,
     bits: Annotated[str, typer.Option(help="Bits of weights and activations: w8a8, w6a6, w4a4 …")] = "w8a8",
@@ -34,32 +50,70 @@ def compress(
 ) -> None:
     """Shrink a ViT to an ONNX file that runs without vitalk, and report accuracy and cost before and after.
 
-    Example: vitalk compress runs/eye/model.safetensors --tokens evit --keep 0.7 --quant repq-vit -o small
+    Example: vitalk compress runs/eye/model.safetensors --tokens tome --target-flops 0.6 --quant repq-vit -o small
     """
     for name, known, option in ((tokens, TOKENS, "--tokens"), (quant, QUANT, "--quant")):
         if name is not None and name not in known:
             raise UserError(f"{option} {name} is not known; choose {', '.join(known)}.{nearest(name, known)}")
     if tokens is None and quant is None:
-        raise UserError("nothing to do: name --tokens evit, --quant repq-vit or both")
-    if not 0 < keep <= 1:
-        raise UserError(f"--keep must be in (0, 1], got {keep}")
-    with staging(output) as folder:
-        _compress(
-            folder,
-            model,
-            data,
-            tokens and (keep, blocks),
-            quant and (bits, attention),
-            calibration,
-            limit,
-            random_weights,
-        )
-    print(f"written: {output}/model.onnx, report.json, report.md, report.png")
+        raise UserError("nothing to do: name --tokens NAME, --quant repq-vit or both")
+    strengths = {"keep": keep, "merge": merge}
+    _check_strength(tokens, strengths, target_flops, target_latency)
+    if visualize is not None and tokens is None:
+        raise UserError("--visualize draws what --tokens does; name a reduction")
+    plan = Plan(tokens, next((v for v in strengths.values() if v is not None), None), _numbers(blocks),
+                target_flops, target_latency, quant and (bits, attention))  # fmt: skip
+    with ExitStack() as stack:
+        folder = stack.enter_context(staging(output))
+        drawn = stack.enter_context(staging(visualize)) if visualize else None
+        _compress(folder, model, data, plan, calibration, limit, random_weights, drawn)
+    print(
+        f"written: {output}/model.onnx, report.json, report.md, report.png" + (f", {visualize}/" if visualize else "")
+    )
+
+
+def _check_strength(
+    tokens: str | None, strengths: dict[str, float | None], flops: float | None, latency: float | None
+) -> None:
+    """Raises UserError unless at most one thing says how much is taken away, and it suits the reduction."""
+    named = {f"--{name}": value for name, value in strengths.items() if value is not None}
+    targets = {"--target-flops": flops, "--target-latency": latency}
+    named |= {name: value for name, value in targets.items() if value is not None}
+    if len(named) > 1:
+        raise UserError(f"{' and '.join(named)} both say how much to take away; leave one of them")
+    for name, value in named.items():
+        if tokens is None:
+            raise UserError(f"{name} is about tokens; name --tokens {' or '.join(TOKENS)}")
+        if name in ("--keep", "--merge") and name != f"--{STRENGTHS[tokens]}":
+            raise UserError(f"{name} is not for {tokens}, which takes --{STRENGTHS[tokens]}, or a target")
+        if name in ("--keep", "--target-flops") and not 0 < value <= 1:
+            raise UserError(f"{name} must be in (0, 1], got {value}")
+        if name == "--target-latency" and not value > 0:
+            raise UserError(f"{name} must be more than 0 milliseconds, got {value}")
+
+
+def _numbers(blocks: str | None) -> list[int] | None:
+    try:
+        return [int(block) for block in blocks.split(",")] if blocks else None
+    except ValueError:
+        raise UserError(f"--blocks are numbers with commas between them, such as 3,6,9; got {blocks}") from None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done: a reduction of tokens by a strength or to a target, and a quantization."""
+
+    tokens: str | None
+    strength: float | None
+    blocks: list[int] | None
+    target_flops: float | None
+    target_latency: float | None
+    quant: tuple[str, str] | None
 
 
 def _compress(
-    folder: Path, name: str, data: str | None, tokens: tuple[float, str | None] | None, quant: tuple[str, str] | None,
-    calibration: int, limit: int, random_weights: bool,
+    folder: Path, name: str, data: str | None, plan: Plan, calibration: int, limit: int, random_weights: bool,
+    drawn: Path | None,
 ) -> None:  # fmt: skip
     import numpy as np
     import torch
@@ -70,30 +124,13 @@ def _compress(
     from vitalk.systems.repq_vit import parse_bits
     from vitalk.vision.data import split_for_calibration
 
-    if quant:
-        parse_bits(quant[0])
+    if plan.quant:
+        parse_bits(plan.quant[0])
     loaded = load_model(name, pretrained=not random_weights)
     shown, judged = split_for_calibration(data, calibration)
     judged = judged.select(np.linspace(0, len(judged) - 1, min(limit, len(judged))).astype(int))
-    classes = loaded.model.num_classes
-    if len(judged.classes) > classes or int(judged.labels.max()) >= classes:
-        raise UserError(
-            f"the model knows {classes} classes, the data has {len(judged.classes)}; "
-            "train it on them first (vitalk train) or name matching data with --data"
-        )
-    labels = loaded.labels or (judged.classes if len(judged.classes) == classes else [str(i) for i in range(classes)])
+    labels = _labels(loaded, judged)
     pictures = torch.stack([torch.from_numpy(loaded.preprocess(shown[i][0])) for i in range(len(shown))])
-    console = Console(stderr=True)
-    rows = []
-    for variant, model in _variants(loaded.model, pictures, tokens, quant).items():
-        console.print(f"[bold]{variant}[/bold]")
-        rows.append(
-            {"variant": variant, **measure(model, folder / f"{variant}.onnx", loaded.preprocess, labels, judged)}
-        )
-    last = rows[-1]["variant"]
-    os.replace(folder / f"{last}.onnx", folder / "model.onnx")
-    for row in rows[:-1]:
-        (folder / f"{row['variant']}.onnx").unlink()
     settings = {
         "command": shlex.join(["vitalk", *sys.argv[1:]]),
         "model": name,
@@ -101,34 +138,79 @@ def _compress(
         "pictures": len(judged),
         "calibration": len(shown),
     }
-    if tokens:
-        settings["tokens"] = f"evit, keep {tokens[0]}"
-    if quant:
-        settings["quantization"] = f"repq-vit {quant[0]}, attention {quant[1]}"
+    console = Console(stderr=True)
+    rows = []
+    for variant, model in _variants(loaded, pictures, plan, folder, settings, console).items():
+        console.print(f"[bold]{variant}[/bold]")
+        rows.append(
+            {"variant": variant, **measure(model, folder / f"{variant}.onnx", loaded.preprocess, labels, judged)}
+        )
+        if drawn and variant == plan.tokens:
+            _draw(model, loaded.preprocess, judged, drawn)
+    last = rows[-1]["variant"]
+    os.replace(folder / f"{last}.onnx", folder / "model.onnx")
+    for row in rows[:-1]:
+        (folder / f"{row['variant']}.onnx").unlink()
     write_report(folder, settings, rows)
     Console().print(table(rows))
 
 
-def _variants(
-    model: Any, pictures: Any, tokens: tuple[float, str | None] | None, quant: tuple[str, str] | None
-) -> dict:
-    import copy
+def _labels(loaded: Any, judged: Any) -> list[str]:
+    classes = loaded.model.num_classes
+    if len(judged.classes) > classes or int(judged.labels.max()) >= classes:
+        raise UserError(
+            f"the model knows {classes} classes, the data has {len(judged.classes)}; "
+            "train it on them first (vitalk train) or name matching data with --data"
+        )
+    return loaded.labels or (judged.classes if len(judged.classes) == classes else [str(i) for i in range(classes)])
 
-    from vitalk.systems.evit import evit
+
+def _variants(
+    loaded: Any, pictures: Any, plan: Plan, folder: Path, settings: dict[str, Any], console: Any
+) -> dict[str, Any]:
+    """The models by name: float, reduced, quantized, both; ``settings`` is told what was done."""
     from vitalk.systems.repq_vit import parse_bits, repq_vit
 
-    found = {"float": model}
-    if tokens:
-        keep, where = tokens
-        depth = len(getattr(model, "blocks", [])) or 12
-        try:
-            chosen = [int(b) for b in where.split(",")] if where else [depth * i // 4 for i in (1, 2, 3)]
-        except ValueError:
-            raise UserError(f"--blocks are numbers with commas between them, such as 3,6,9; got {where}") from None
-        found["evit"] = evit(copy.deepcopy(model), keep, chosen).eval()
-    if quant:
-        weight, act = parse_bits(quant[0])
+    found = {"float": loaded.model}
+
+    def quantized(model: Any) -> Any:
+        weight, act = parse_bits(plan.quant[0])
+        return repq_vit(model, pictures, weight, act, attention=plan.quant[1], progress=True)
+
+    if plan.tokens:
+        finish = quantized if plan.quant else lambda model: model
+        with console.status(f"reducing tokens by {plan.tokens}"):
+            found[plan.tokens] = _reduced(loaded, pictures[:1], plan, finish, folder, settings)
+    if plan.quant:
         for name, base in list(found.items()):
-            joined = quant[0] if name == "float" else f"{name}-{quant[0]}"
-            found[joined] = repq_vit(base, pictures, weight, act, attention=quant[1], progress=True)
+            found[plan.quant[0] if name == "float" else f"{name}-{plan.quant[0]}"] = quantized(base)
+        settings["quantization"] = f"repq-vit {plan.quant[0]}, attention {plan.quant[1]}"
     return found
+
+
+def _reduced(loaded: Any, image: Any, plan: Plan, finish: Any, folder: Path, settings: dict[str, Any]) -> Any:
+    from vitalk.reducers import REDUCERS, file_latency, macs_share, meet, tokens_by_block
+
+    reducer, strength = REDUCERS[plan.tokens], plan.strength
+    share = macs_share(loaded.model, image)
+    if plan.target_flops is not None:
+        strength = meet(reducer, loaded.model, plan.blocks, share, plan.target_flops)
+    elif plan.target_latency is not None:
+        cost = file_latency(loaded, finish, folder)
+        strength = meet(reducer, loaded.model, plan.blocks, cost, plan.target_latency)
+    strength = reducer.default if strength is None else strength
+    reduced = reducer.make(loaded.model, strength, plan.blocks)
+    settings["tokens"] = f"{plan.tokens}, {STRENGTHS[plan.tokens]} {strength:g}, {share(reduced):.1%} of the MACs"
+    settings["tokens behind each block"] = tokens_by_block(reduced, image)
+    return reduced
+
+
+def _draw(trunk: Any, preprocess: Any, judged: Any, folder: Path) -> None:
+    """One PNG for each of the first pictures: the patches that each token holds."""
+    import torch
+
+    from vitalk.vision.drawing import draw_reduction
+
+    for i in range(min(DRAWN, len(judged))):
+        picture, _ = judged[i]
+        draw_reduction(trunk, torch.from_numpy(preprocess(picture)), preprocess.seen(picture), folder / f"{i}.png")

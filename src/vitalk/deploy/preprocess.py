@@ -98,15 +98,19 @@ class Preprocess:
 
     def __call__(self, picture: Image.Image) -> np.ndarray:
         """Picture of any size -> float32 [3, height, width]."""
+        pixels = np.asarray(self.seen(picture), np.float32).transpose(2, 0, 1) / np.float32(255)
+        mean, std = (np.array(v, np.float32)[:, None, None] for v in (self.mean, self.std))
+        return np.ascontiguousarray((pixels - mean) / std)
+
+    def seen(self, picture: Image.Image) -> Image.Image:
+        """What the model sees of a picture: resized and cropped to ``size``, in RGB."""
         picture = picture.convert("RGB")
         fitted = self._fitted(picture.height, picture.width)
         if math.prod(fitted) > LARGEST_FIT:
             picture = self._window(picture, fitted)
         elif fitted != (picture.height, picture.width):
             picture = picture.resize(fitted[::-1], INTERPOLATIONS[self.interpolation])
-        pixels = np.asarray(self._crop(picture), np.float32).transpose(2, 0, 1) / np.float32(255)
-        mean, std = (np.array(v, np.float32)[:, None, None] for v in (self.mean, self.std))
-        return np.ascontiguousarray((pixels - mean) / std)
+        return self._crop(picture)
 
     def _fitted(self, height: int, width: int) -> tuple[int, int]:
         target = self.resize
