@@ -347,6 +347,7 @@ def test_explicit_placements():
     assert small(options={"class_token": False, "global_pool": "avg"}).trunk.special == 0
 
 
+@settings(deadline=None)
 @given(first=st.integers(1, 20), room=st.integers(1, 20), data=st.data())
 def test_exits_spread_over_different_layers(first, room, data):
     count = data.draw(st.integers(1, room))

@@ -23,7 +23,7 @@ class LocalPerception(nn.Module):
     """Local perception head, LPH: a bottleneck-free convolution block around a skip (arXiv 2308.00255, section 3.2).
 
     1x1 convolution, GELU, norm; with ``kernel`` 3 a depthwise 3x3 convolution, GELU, norm; 1x1 convolution, norm.
-    Map [batch, rows, columns, dim] -> the same shape. Channels lie last, which convolutions take without a copy.
+    Map [batch, rows, columns, dim] -> the same shape. Channels lie last, where convolutions are fastest.
     """
 
     stride = 1
