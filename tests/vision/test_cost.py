@@ -121,3 +121,11 @@ def test_both_products_of_attention_count_whatever_computes_them(fused):
     attn.fused_attn = fused
     tokens, dim = 64, 32
     assert count(attn, torch.randn(1, tokens, dim)).macs == 4 * tokens * dim**2 + 2 * tokens**2 * dim
+
+
+def test_modules_get_their_own_modes_back():
+    inner = nn.Linear(4, 4).eval()
+    wrapper = nn.Sequential(inner, nn.Dropout())
+    wrapper.training = True
+    count(wrapper, torch.randn(2, 4))
+    assert wrapper.training and wrapper[1].training and not inner.training

@@ -114,7 +114,7 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:  # noqa: D102
         h = self.hparams
-        decay = {} if h.layer_decay is None else {"layer_decay": h.layer_decay}
+        decay = {} if h.get("layer_decay") is None else {"layer_decay": h.layer_decay}
         optimizer = create_optimizer_v2(
             self.model, opt=h.optimizer, lr=h.lr, weight_decay=h.weight_decay, **decay, **(h.optimizer_args or {})
         )

@@ -66,13 +66,14 @@ def count(model: "nn.Module", image: "Tensor") -> Cost:
             parent = name.rpartition(".")[0]
             hooks.append(module.register_forward_pre_hook(lambda *_, name=parent: book(name)))
             hooks.append(module.register_forward_hook(lambda *_, name=name: book(name)))
-    training = model.training
+    modes = {module: module.training for module in model.modules()}  # a wrapper's may differ from what it wraps
     model.eval()
     try:
         with torch.no_grad(), counter:  # the counter follows gradients, which inference mode forbids
             model(image)
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
         for hook in hooks:
             hook.remove()
     book("")

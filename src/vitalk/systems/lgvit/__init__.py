@@ -9,7 +9,7 @@ the end and for all exits taking turns; then alone, distilling the frozen networ
 
     vitalk train lgvit --preset cpu
     vitalk train lgvit --preset cpu-distill
-    vitalk evaluate runs/lgvit-cpu-distill/model.safetensors
+    vitalk export runs/lgvit-cpu-distill/model.safetensors -o early.onnx
 
     >>> from vitalk.systems.lgvit import Rule, lgvit, record, rules, sweep
     >>> model = lgvit(timm.create_model("deit_base_distilled_patch16_224", pretrained=True))  # heads to be trained
