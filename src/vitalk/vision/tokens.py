@@ -16,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from vitalk.errors import UserError
 from vitalk.nn.attention import SiteAttention, split_heads
 
+from .wrapper import Wrapper
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -70,7 +72,7 @@ class TokenReducer(nn.Module):
         return add_mlp(block, self(add_attention(block, tokens, mixed), seen))
 
 
-class Trunk(nn.Module):
+class Trunk(Wrapper):
     """A timm VisionTransformer, run in the open, with one reducer a block; itself a timm backbone.
 
     The wrapped model stays as it is: with reducers that reduce nothing the logits are the model's bit for bit,
@@ -84,6 +86,8 @@ class Trunk(nn.Module):
     Raises UserError for models that do not have this form.
     """
 
+    own = ("reducers.",)
+
     def __init__(self, vit: VisionTransformer, reducers: Sequence[TokenReducer], trace: bool = False):
         super().__init__()
         require_plain(vit)
@@ -92,8 +96,6 @@ class Trunk(nn.Module):
         self.vit = vit
         self.reducers = nn.ModuleList(reducers)
         self.trace = trace
-        self.register_state_dict_post_hook(_drop_prefix)
-        self.register_load_state_dict_pre_hook(_add_prefix)
 
     def forward_tokens(self, images: Tensor) -> Tokens:
         """images [batch, channels, height, width] -> the final, normalised tokens with their sizes and sources."""
@@ -120,10 +122,6 @@ class Trunk(nn.Module):
         """images [batch, channels, height, width] -> normalised features [batch, tokens, dim], prefix first."""
         return self.forward_tokens(images).features
 
-    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Features [batch, tokens, dim] -> logits [batch, classes], or the pooled features before the head."""
-        return self.vit.forward_head(features, pre_logits=pre_logits)
-
     def forward(self, images: Tensor) -> Tensor:
         """images [batch, channels, height, width] -> logits [batch, classes].
 
@@ -142,57 +140,10 @@ class Trunk(nn.Module):
         source = torch.eye(x.shape[1] - prefix, device=x.device, dtype=x.dtype)
         return F.pad(source, (0, 0, prefix, 0)).expand(x.shape[0], -1, -1)
 
-    # What timm's tools and the training code ask of a backbone.
-
-    @property
-    def num_classes(self) -> int:
-        """Width of the logits."""
-        return self.vit.num_classes
-
-    @property
-    def num_features(self) -> int:
-        """Width of the tokens."""
-        return self.vit.num_features
-
-    @property
-    def head_hidden_size(self) -> int:
-        """Width of the pooled features that the head sees."""
-        return self.vit.head_hidden_size
-
     @property
     def num_prefix_tokens(self) -> int:
         """Leading tokens that are no patches."""
         return self.vit.num_prefix_tokens
-
-    @property
-    def pretrained_cfg(self) -> dict[str, Any] | None:
-        """The wrapped model's preprocessing and origin, as timm keeps them."""
-        return getattr(self.vit, "pretrained_cfg", None)
-
-    @property
-    def default_cfg(self) -> dict[str, Any] | None:
-        """timm's older name of ``pretrained_cfg``."""
-        return self.pretrained_cfg
-
-    def get_classifier(self) -> nn.Module:
-        """The head."""
-        return self.vit.get_classifier()
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new head for ``num_classes`` classes, 0 for none."""
-        self.vit.reset_classifier(num_classes, global_pool)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade compute for memory in training: each block is run again in the backward pass."""
-        self.vit.set_grad_checkpointing(enable)
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay leaves alone."""
-        return {f"vit.{name}" for name in self.vit.no_weight_decay()}
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns of parameter names by depth, for layer-wise learning rates."""
-        return _inside_vit(self.vit.group_matcher(coarse))
 
     @staticmethod
     def checkpoint_filter_fn(state_dict: dict[str, Any], model: "Trunk") -> dict[str, Tensor]:
@@ -295,26 +246,3 @@ def survivors(source: Tensor) -> Tensor:
     """
     alone = (source != 0).sum(2, keepdim=True) == 1
     return (alone & (source == 1)).any(1)
-
-
-def _drop_prefix(trunk: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    for key in [key for key in state if key.startswith(f"{prefix}vit.")]:
-        state[prefix + key.removeprefix(f"{prefix}vit.")] = state.pop(key)
-
-
-def _add_prefix(trunk: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    for key in [key for key in state if key.startswith(prefix)]:
-        name = key.removeprefix(prefix)
-        if not name.startswith(("vit.", "reducers.")):
-            state[f"{prefix}vit.{name}"] = state.pop(key)
-
-
-def _inside_vit(patterns: Any) -> Any:
-    """timm's name patterns, which match from the start of a name, moved under ``vit.``."""
-    if isinstance(patterns, str):
-        return rf"^vit\.(?:{patterns.replace('^', '')})"
-    if isinstance(patterns, dict):
-        return {key: _inside_vit(value) for key, value in patterns.items()}
-    if isinstance(patterns, (list, tuple)):
-        return type(patterns)(_inside_vit(value) for value in patterns)
-    return patterns

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from timm.models.swin_transformer import SwinTransformer
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vitalk.errors import UserError
+from vitalk.vision.wrapper import Wrapper
 
 from .checkpoint import checkpoint_filter_fn
 from .heads import KINDS, Exit, ExitHead, GlobalAggregation, LinearHead, LocalPerception, reset_classifier
@@ -47,7 +47,7 @@ class Left:
     layer: Tensor
 
 
-class LGViT(nn.Module):
+class LGViT(Wrapper):
     """A timm ViT, DeiT or Swin with a classifier behind some of its layers; itself a timm backbone.
 
     In eval mode a call is early-exit inference by ``rule``, which may be replaced at any time: pictures that leave are
@@ -59,6 +59,7 @@ class LGViT(nn.Module):
     Raises UserError for models, layers and kinds that do not go together.
     """
 
+    inside, own = "trunk.vit.", ("trunk.", "exits.")
     checkpoint_filter_fn = staticmethod(checkpoint_filter_fn)
 
     def __init__(self, vit: nn.Module, layers: Sequence[int | float] | None, kinds: str | Sequence[str], rule: Rule):
@@ -72,8 +73,6 @@ class LGViT(nn.Module):
             self._head(kind, layer - 1) for kind, layer in zip(self.kinds, self.layers, strict=True)
         )
         self.rule, self.grad_checkpointing = rule, False
-        self.register_state_dict_post_hook(_drop_prefix)
-        self.register_load_state_dict_pre_hook(_add_prefix)
 
     def forward(self, images: Tensor) -> Tensor:
         """images [batch, channels, height, width] -> logits [batch, classes]."""
@@ -163,68 +162,21 @@ class LGViT(nn.Module):
         body = (LocalPerception if kind.startswith("lph") else GlobalAggregation)(dim, int(kind[-1]))
         return ExitHead(body, dim, special, classes)
 
-    # What timm's tools and the training code ask of a backbone.
-
     @property
     def vit(self) -> nn.Module:
         """The wrapped timm model."""
         return self.trunk.vit
 
-    @property
-    def num_classes(self) -> int:
-        """Width of the logits."""
-        return self.vit.num_classes
-
-    @property
-    def num_features(self) -> int:
-        """Width of the tokens that leave the last layer."""
-        return self.vit.num_features
-
-    @property
-    def head_hidden_size(self) -> int:
-        """Width of the pooled features that the final classifier sees."""
-        return self.vit.head_hidden_size
-
-    @property
-    def pretrained_cfg(self) -> dict[str, Any] | None:
-        """The wrapped model's preprocessing and origin, as timm keeps them."""
-        return getattr(self.vit, "pretrained_cfg", None)
-
-    @property
-    def default_cfg(self) -> dict[str, Any] | None:
-        """timm's older name of ``pretrained_cfg``."""
-        return self.pretrained_cfg
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """The plain model's features of images [batch, channels, height, width]."""
-        return self.vit.forward_features(images)
-
-    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """The plain model's logits [batch, classes] of its features, or what its classifier sees."""
-        return self.vit.forward_head(features, pre_logits=pre_logits)
-
-    def get_classifier(self) -> nn.Module:
-        """The final classifier."""
-        return self.vit.get_classifier()
-
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """New classifiers for ``num_classes`` classes, at every exit and at the end."""
         for head in self.exits:
             reset_classifier(head, num_classes)
-        self.vit.reset_classifier(num_classes, global_pool)
+        super().reset_classifier(num_classes, global_pool)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade compute for memory in training: each layer is run again in the backward pass."""
         self.grad_checkpointing = enable
-        self.vit.set_grad_checkpointing(enable)
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay leaves alone."""
-        return {f"trunk.vit.{name}" for name in self.vit.no_weight_decay()}
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns of parameter names by depth, for layer-wise learning rates; heads learn like the final one."""
-        return _inside(self.vit.group_matcher(coarse))
+        super().set_grad_checkpointing(enable)
 
 
 def lgvit(
@@ -290,27 +242,3 @@ class EveryExit(nn.Module):
 def chosen_logits(logits: Tensor, chosen: Tensor) -> Tensor:
     """logits [exits + 1, batch, classes] and the exit of each sample [batch] -> its logits [batch, classes]."""
     return logits.gather(0, chosen[None, :, None].expand(1, -1, logits.shape[2]))[0]
-
-
-def _inside(patterns: Any) -> Any:
-    """timm's name patterns, which match from the start of a name, moved under ``trunk.vit.``."""
-    if isinstance(patterns, str):
-        return rf"^trunk\.vit\.(?:{patterns.replace('^', '')})"
-    if isinstance(patterns, dict):
-        return {key: _inside(value) for key, value in patterns.items()}
-    if isinstance(patterns, list | tuple):
-        return type(patterns)(_inside(value) for value in patterns)
-    return patterns
-
-
-def _drop_prefix(model: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    inside = f"{prefix}trunk.vit."
-    for key in [key for key in state if key.startswith(inside)]:
-        state[prefix + key.removeprefix(inside)] = state.pop(key)
-
-
-def _add_prefix(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    for key in [key for key in state if key.startswith(prefix)]:
-        name = key.removeprefix(prefix)
-        if not name.startswith(("trunk.", "exits.")):
-            state[f"{prefix}trunk.vit.{name}"] = state.pop(key)
