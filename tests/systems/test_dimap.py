@@ -8,10 +8,12 @@ import timm
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from vitalk.deploy.load import load_model
 from vitalk.deploy.onnx_export import export_onnx
 from vitalk.deploy.preprocess import Preprocess
 from vitalk.deploy.runtime import open_engine
@@ -37,7 +39,7 @@ from vitalk.systems.dimap import (
 from vitalk.systems.dimap.layers import example
 from vitalk.systems.dimap.method import cut
 from vitalk.systems.dimap.scores import loss_gradients
-from vitalk.systems.dimap.slim import shape
+from vitalk.systems.dimap.slim import resize, shape
 from vitalk.systems.dimap.storage import packed_size
 from vitalk.vision.cost import count
 from vitalk.vision.quant import expose
@@ -339,6 +341,14 @@ def test_macs_are_those_of_the_nonzero_products(make):
     )
 
 
+def test_parameters_and_macs_of_the_dense_networks():
+    cost = sparse_cost(timm.create_model("dimap_swin_cifar"))
+    assert (cost.params, cost.dense_params, cost.macs, cost.dense_macs) == (1_268_758,) * 2 + (11_663_232,) * 2
+    with torch.device("meta"):
+        swins = [timm.create_model(f"swin_{size}_patch4_window7_224") for size in ("tiny", "small", "base")]
+    assert [round(sum(p.numel() for p in model.parameters()) / 1e6, 1) for model in swins] == [28.3, 49.6, 87.8]
+
+
 def test_the_example_has_the_models_own_size():
     assert example(swin()).shape == (1, 3, 32, 32) and example(Trunk(vit(), [TokenReducer()] * 2)).shape == (
         1,
@@ -413,9 +423,6 @@ def test_damaged_and_other_files_are_refused(tmp_path):
     dimap(model, 0.5)
     state = model.state_dict()
     path = write_sparse(tmp_path / "a", state)
-    from safetensors import safe_open
-    from safetensors.torch import load_file
-
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     for spoiled, word in (("bitmap", "inconsistent"), ("values", "incomplete")):
@@ -444,20 +451,12 @@ def test_pieces_without_weight_go_first_and_change_nothing(make):
             block.attn.qkv.weight.view(3, heads, width, -1)[:, 1] = 0
             block.attn.proj.weight[:, width : 2 * width] = 0
     widths = shape(model)
-    saved = 1 - count(cut_free(model, widths), image[:1]).macs / count(model, image[:1]).macs
-    small = slim(model, saved - 1e-6)
-    assert shape(small) == {
-        "heads": [max(h - 1, 1) for h in widths["heads"]],
-        "hidden": [h - 16 for h in widths["hidden"]],
-    }
+    less = {"heads": [max(h - 1, 1) for h in widths["heads"]], "hidden": [h - 16 for h in widths["hidden"]]}
+    macs = [count(m, image[:1]).macs for m in (resize(copy.deepcopy(model), **less), model)]
+    small = slim(model, 1 - macs[0] / macs[1] - 1e-6)
+    assert shape(small) == less
     torch.testing.assert_close(small(image), model(image), atol=1e-5, rtol=1e-4)
     assert shape(model) == widths  # a copy was slimmed
-
-
-def cut_free(model, widths):
-    from vitalk.systems.dimap.slim import resize
-
-    return resize(copy.deepcopy(model), [max(h - 1, 1) for h in widths["heads"]], [h - 16 for h in widths["hidden"]])
 
 
 @settings(deadline=None, max_examples=8)
@@ -541,8 +540,6 @@ def test_trains_in_bf16(make):
 
 
 def test_packed_files_become_ordinary_ones(tmp_path):
-    from vitalk.deploy.load import load_model
-
     model = timm.create_model("dimap_swin_cifar").eval()
     dimap(model, 0.9)
     cfg = {"model": "dimap_swin_cifar", "model_args": "{}", "preprocess": '{"input_size": [3, 32, 32]}'}

@@ -149,6 +149,20 @@ def test_a_resumed_run_keeps_its_masks(trained, tmp_path, averaged, ranking, of)
     assert all(torch.equal(mask, again.masks.kept[name]) for name, mask in module.masks.kept.items())
 
 
+def test_a_run_resumed_within_an_epoch_keeps_its_masks(trained, tmp_path):
+    class Save(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 6:
+                trainer.save_checkpoint(tmp_path / "six.ckpt")
+
+    module = classifier(trained, rate=0.6)
+    fit(module, 2, callbacks=[Save()])
+    again = classifier(trained, Watched, rate=0.6)
+    fit(again, 2, resume=tmp_path / "six.ckpt")
+    assert again.looked >= 2 and again.revived == 0
+    assert all(torch.equal(mask, again.masks.kept[name]) for name, mask in module.masks.kept.items())
+
+
 def test_a_run_resumed_before_the_cut_is_cut_in_its_time(trained, tmp_path):
     module = classifier(trained, rate=0.7, prune_epoch=2)
     fit(module, 1).save_checkpoint(tmp_path / "early.ckpt")

@@ -55,14 +55,19 @@ def partition(model: nn.Module, aux: Aux = "inner") -> dict[str, Layer]:
         if left_out or id(module.weight) in seen:
             continue
         seen.add(id(module.weight))
-        if not torch.isfinite(module.weight).all():
-            raise UserError(f"the weight {name}.weight holds NaN or infinite values; use an intact checkpoint")
+        require_finite(name, module.weight)
         found[name] = Layer(name, kind, name.rpartition(".")[0], module)
     if not found:
         raise UserError(
             f"{type(model).__name__} has no prunable layers with aux={aux!r}; aux='all' takes convolutions and the head"
         )
     return found
+
+
+def require_finite(name: str, weight: Tensor) -> None:
+    """Raise UserError where the weight of the layer ``name`` holds NaN or infinite values."""
+    if not torch.isfinite(weight).all():
+        raise UserError(f"the weight {name}.weight holds NaN or infinite values; use an intact checkpoint")
 
 
 def example(model: nn.Module) -> Tensor:

@@ -51,7 +51,7 @@ def dimap(
     total = sum(p.numel() for p in model.parameters())
     if of == "macs":
         cost = count(model, example(model) if image is None else image)
-        keep = _most(flat, layers, macs_per_weight(layers, cost), rate, cost.macs, "MACs")
+        keep = _most(flat, layers, macs_per_weight(layers, cost), rate, cost.macs)
     else:
         base = flat.numel() if of == "weights" else total
         keep = flat.numel() - round(rate * base)
@@ -79,8 +79,8 @@ def cut(flat: Tensor, scores: dict[str, Tensor], keep: int) -> Masks:
     return Masks({name: part.view(scores[name].shape) for name, part in zip(scores, parts, strict=True)})
 
 
-def _most(flat: Tensor, layers: dict[str, Layer], price: dict[str, float], rate: float, total: int, what: str) -> int:
-    """How many of the highest scores may stay so that at least ``rate`` of ``total`` is saved.
+def _most(flat: Tensor, layers: dict[str, Layer], price: dict[str, float], rate: float, total: int) -> int:
+    """How many of the highest scores may stay so that at least ``rate`` of the ``total`` MACs is saved.
 
     The end of the bisection on the sparsity that the paper's protocol needs, from the running sum of the prices.
     """
@@ -88,7 +88,7 @@ def _most(flat: Tensor, layers: dict[str, Layer], price: dict[str, float], rate:
     rest = total - float(prices.sum())
     left = (1 - rate) * total - rest
     if left < 0:
-        raise UserError(_unreachable(rate, what, 1 - rest / total))
+        raise UserError(_unreachable(rate, "MACs", 1 - rest / total))
     spent = prices[descending(flat)].cumsum(0)
     return int(torch.searchsorted(spent, left * (1 + 1e-12), right=True))
 

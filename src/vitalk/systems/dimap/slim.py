@@ -13,9 +13,8 @@ from vitalk.errors import UserError
 from vitalk.nn.attention import SiteAttention, SiteWindowAttention
 from vitalk.vision.cost import count
 
-from .cost import macs_per_weight
-from .layers import example, partition
-from .scores import rank
+from .layers import example, require_finite
+from .scores import group_scores
 
 STEP = 8  # hidden units go by eights, in which matrix kernels count
 
@@ -91,27 +90,28 @@ def resize(model: nn.Module, heads: Sequence[int], hidden: Sequence[int]) -> nn.
 
 def _parts(model: nn.Module, image: Tensor) -> tuple[list[Piecewise], int]:
     """All modules that can be cut, and the MACs of ``model(image)``."""
-    if not any(True for _ in _sliceable(model)):
-        raise UserError(
-            f"{type(model).__name__} has no attention or MLP that can be slimmed; choose a vit_*, deit* or swin_* model"
-        )
-    cost, layers = count(model, image), partition(model, "none")
-    uses, scores = macs_per_weight(layers, cost), rank(layers)
-    parts = []
+    cost, parts = count(model, image), []
     for name, module in _sliceable(model):
         mlp = isinstance(module, Mlp)
-        names = [f"{name}.{own}" for own in (("fc1", "fc2") if mlp else ("qkv", "proj"))]
-        into, out = (scores[own].clamp_min(0) for own in names)  # zeros have -inf
+        own = ("fc1", "fc2") if mlp else ("qkv", "proj")
+        into, out = (getattr(module, layer).weight.detach() for layer in own)
+        for layer, weight in zip(own, (into, out), strict=True):
+            require_finite(f"{name}.{layer}", weight)
         if mlp:
+            into, out = group_scores([into, out])
             sums = into.sum(1) + out.sum(0)
         else:
-            heads = module.num_heads
+            [into], [out], heads = group_scores([into]), group_scores([out]), module.num_heads
             sums = into.view(3, heads, -1).sum((0, 2)) + out.view(len(out), heads, -1).sum((0, 2))
-        macs = sum(uses[own] * layers[own].weight.numel() for own in names)
+        macs = sum(cost.layers.get(f"{name}.{layer}", 0) for layer in own)
         macs += 0 if mlp else cost.layers.get(name, 0)  # the two products of attention
         pieces = sums.argsort(descending=True, stable=True).split(STEP if mlp else 1)
         each = torch.tensor([len(piece) for piece in pieces]).double() * macs / len(sums)
         parts.append(Piecewise(module, pieces, torch.stack([sums[p].sum() for p in pieces]).cpu() / each, each))
+    if not parts:
+        raise UserError(
+            f"{type(model).__name__} has no attention or MLP that can be slimmed; choose a vit_*, deit* or swin_* model"
+        )
     return parts, cost.macs
 
 

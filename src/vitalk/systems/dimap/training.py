@@ -52,8 +52,11 @@ class PrunedClassifier(Classifier):
         load_trained(self.model, init)
         self.masks: Masks | None = None
 
-    def on_train_epoch_start(self) -> None:
-        """The cut, when its epoch has come. What a resumed run has cut already is as sparse as asked, and stays so."""
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """The cut, when its epoch has come; for a resumed run, which may begin anywhere, too.
+
+        What was cut before is as sparse as asked, so that cutting it again finds the same masks.
+        """
         h = self.hparams
         if self.masks is not None or self.current_epoch < h.prune_epoch:
             return
