@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vitalk.errors import UserError
 from vitalk.files import data_root
-from vitalk.vision.data import EpochSampler, Images, cifar_arrays, open_images, open_splits
+from vitalk.vision.data import EpochSampler, Images, below_ten, cifar_arrays, open_images, open_splits
 
 
 @pytest.mark.parametrize("kind", ["picture_folder", "picture_parquet"])
@@ -91,3 +91,29 @@ def test_cifar_reads():
         pytest.skip(f"no CIFAR-10 in {data_root()}")
     pixels, labels = cifar_arrays(None, "test", 100)
     assert pixels.shape == (100, 3, 32, 32) and set(labels.tolist()) == set(range(10))
+
+
+@pytest.mark.parametrize(
+    ("asked", "used"),
+    [
+        ("rand-m9-mstd0.5-inc1", "rand-m9-mstd0.5-inc1-mmax9"),
+        ("rand-m9-mstd0.5-mmax7", "rand-m9-mstd0.5-mmax7"),
+        ("rand-m9", "rand-m9"),
+        ("augmix-m3-w3", "augmix-m3-w3"),
+        (None, None),
+    ],
+)
+def test_magnitudes_stay_below_ten_where_nothing_bounds_them(asked, used):
+    assert below_ten(asked) == used
+
+
+def test_the_strongest_augmentation_is_one_that_pillow_can_do():
+    from PIL import Image
+    from timm.data.auto_augment import rand_augment_ops
+
+    picture = Image.new("RGB", (8, 8), (200, 100, 50))
+    for op in rand_augment_ops(
+        9, hparams={"magnitude_std": 5.0, "magnitude_max": 9}, transforms={"PosterizeIncreasing": 1}
+    ):
+        for _ in range(100):
+            assert op(picture).size == (8, 8)

@@ -278,7 +278,7 @@ def train_transform(o: Any) -> Callable[[Image.Image], Tensor]:
 
     whole = create_transform(
         o.size, is_training=True, scale=o.scale, hflip=0.5, color_jitter=o.color_jitter or None,
-        auto_augment=o.auto_augment, interpolation=o.interpolation, mean=o.mean, std=o.std,
+        auto_augment=below_ten(o.auto_augment), interpolation=o.interpolation, mean=o.mean, std=o.std,
         re_prob=o.reprob, re_mode="pixel",
     )  # fmt: skip
     if o.padding is None:
@@ -288,6 +288,15 @@ def train_transform(o: Any) -> Callable[[Image.Image], Tensor]:
     mode = InterpolationMode(o.interpolation)
     whole.transforms[0:1] = [Resize((o.size, o.size), mode), RandomCrop(o.size, o.padding, padding_mode="reflect")]
     return whole
+
+
+def below_ten(auto_augment: str | None) -> str | None:
+    """timm's RandAugment with magnitudes of 9 at most, where it names no bound of its own.
+
+    Drawn with a deviation, they go up to 10, at which timm posterizes to 0 bits; Pillow 13 refuses that.
+    """
+    randomly = auto_augment is not None and auto_augment.startswith("rand-") and "-mstd" in auto_augment
+    return f"{auto_augment}-mmax9" if randomly and "-mmax" not in auto_augment else auto_augment
 
 
 def eval_transform(o: Any) -> Callable[[Image.Image], Tensor]:

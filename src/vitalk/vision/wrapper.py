@@ -72,7 +72,7 @@ class Wrapper(nn.Module):
         return {f"{self.inside}{name}" for name in self.vit.no_weight_decay()}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns of parameter names by depth, for layer-wise learning rates; what else there is learns as the head."""
+        """Patterns of parameter names by depth, for layer-wise learning rates; what else there is, as the head."""
         return _moved(self.vit.group_matcher(coarse), self.inside.replace(".", r"\."))
 
 
