@@ -15,7 +15,7 @@ from vitalk.errors import UserError
 
 DEFAULTS = {
     "data": None, "tokens": None, "keep": None, "merge": None, "target_flops": None, "target_latency": None,
-    "blocks": None, "visualize": None, "quant": None, "bits": "w8a8", "attention": "float",
+    "blocks": None, "visualize": None, "prune": None, "quant": None, "bits": "w8a8", "attention": "float",
     "calibration": 16, "limit": 24, "random_weights": False,
 }  # fmt: skip
 
@@ -77,6 +77,8 @@ def test_all_variants_are_measured_and_the_last_one_is_kept(model_path, picture_
         ({"tokens": "evit", "target_latency": -1.0}, "--target-latency must be more than 0"),
         ({"tokens": "evit", "keep": 0.5, "target_flops": 0.5}, "both say"),
         ({"quant": "repq-vit", "target_flops": 0.5}, "about tokens"),
+        ({"prune": 1.0}, "--prune must be in"),
+        ({"prune": 0.99}, "cannot be reached"),
         ({"quant": "repq-vit", "visualize": Path("drawn")}, "--visualize"),
     ],
 )
@@ -114,3 +116,12 @@ def test_a_latency_is_met_by_the_file(model_path, picture_folder, tmp_path):
     with pytest.raises(UserError, match="out of reach"):
         run(model_path, tmp_path / "none", data=str(picture_folder), tokens="tome", target_latency=1e-6)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["small"]
+
+
+def test_pruned_reduced_and_quantized_together(model_path, picture_folder, tmp_path):
+    run(model_path, tmp_path / "s", data=str(picture_folder), prune=0.3, tokens="tome", merge=2, quant="repq-vit")
+    report = json.loads((tmp_path / "s" / "report.json").read_text())
+    rows = {row["variant"]: row for row in report["rows"]}
+    assert list(rows) == ["float", "slim", "slim-tome", "w8a8", "slim-w8a8", "slim-tome-w8a8"]
+    assert rows["slim"]["macs"] <= 0.7 * rows["float"]["macs"] and rows["slim-tome"]["macs"] < rows["slim"]["macs"]
+    assert "30.0% of the MACs" in report["settings"]["pruning"]

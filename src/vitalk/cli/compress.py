@@ -36,6 +36,9 @@ def compress(
     blocks: Annotated[
         str | None, typer.Option(help="Blocks that reduce, from 0; those of the paper, or spread likewise.")
     ] = None,
+    prune: Annotated[
+        float | None, typer.Option(help="Share of the MACs that goes with attention heads and hidden units, [0, 1).")
+    ] = None,
     visualize: Annotated[
         Path | None, typer.Option(help="Folder for pictures of which patches each token holds, block by block.")
     ] = None,
@@ -55,14 +58,16 @@ def compress(
     for name, known, option in ((tokens, TOKENS, "--tokens"), (quant, QUANT, "--quant")):
         if name is not None and name not in known:
             raise UserError(f"{option} {name} is not known; choose {', '.join(known)}.{nearest(name, known)}")
-    if tokens is None and quant is None:
-        raise UserError("nothing to do: name --tokens NAME, --quant repq-vit or both")
+    if tokens is None and quant is None and prune is None:
+        raise UserError("nothing to do: name --tokens NAME, --quant repq-vit, --prune SHARE or several of them")
+    if prune is not None and not 0 <= prune < 1:
+        raise UserError(f"--prune must be in [0, 1), got {prune}; 0.3 saves three tenths of the MACs")
     strengths = {"keep": keep, "merge": merge}
     _check_strength(tokens, strengths, target_flops, target_latency)
     if visualize is not None and tokens is None:
         raise UserError("--visualize draws what --tokens does; name a reduction")
     plan = Plan(tokens, next((v for v in strengths.values() if v is not None), None), _numbers(blocks),
-                target_flops, target_latency, quant and (bits, attention))  # fmt: skip
+                target_flops, target_latency, prune, quant and (bits, attention))  # fmt: skip
     with ExitStack() as stack:
         folder = stack.enter_context(staging(output))
         drawn = stack.enter_context(staging(visualize)) if visualize else None
@@ -101,13 +106,14 @@ def _numbers(blocks: str | None) -> list[int] | None:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done: a reduction of tokens by a strength or to a target, and a quantization."""
+    """What is to be done: heads and units pruned, tokens reduced by a strength or to a target, all quantized."""
 
     tokens: str | None
     strength: float | None
     blocks: list[int] | None
     target_flops: float | None
     target_latency: float | None
+    prune: float | None
     quant: tuple[str, str] | None
 
 
@@ -145,7 +151,7 @@ def _compress(
         rows.append(
             {"variant": variant, **measure(model, folder / f"{variant}.onnx", loaded.preprocess, labels, judged)}
         )
-        if drawn and variant == plan.tokens:
+        if drawn and variant.endswith(plan.tokens):
             _draw(model, loaded.preprocess, judged, drawn)
     last = rows[-1]["variant"]
     os.replace(folder / f"{last}.onnx", folder / "model.onnx")
@@ -169,18 +175,24 @@ def _variants(
     loaded: Any, pictures: Any, plan: Plan, folder: Path, settings: dict[str, Any], console: Any
 ) -> dict[str, Any]:
     """The models by name: float, reduced, quantized, both; ``settings`` is told what was done."""
+    from vitalk.systems.dimap import slim
     from vitalk.systems.repq_vit import parse_bits, repq_vit
 
-    found = {"float": loaded.model}
+    found, current = {"float": loaded.model}, []
 
     def quantized(model: Any) -> Any:
         weight, act = parse_bits(plan.quant[0])
         return repq_vit(model, pictures, weight, act, attention=plan.quant[1], progress=True)
 
+    if plan.prune is not None:
+        current.append("slim")
+        found["slim"] = loaded.model = slim(loaded.model, plan.prune, pictures[:1])
+        settings["pruning"] = f"heads and hidden units by DIMAP's scores, {plan.prune:.1%} of the MACs"
     if plan.tokens:
         finish = quantized if plan.quant else lambda model: model
+        current.append(plan.tokens)
         with console.status(f"reducing tokens by {plan.tokens}"):
-            found[plan.tokens] = _reduced(loaded, pictures[:1], plan, finish, folder, settings)
+            found["-".join(current)] = _reduced(loaded, pictures[:1], plan, finish, folder, settings)
     if plan.quant:
         for name, base in list(found.items()):
             found[plan.quant[0] if name == "float" else f"{name}-{plan.quant[0]}"] = quantized(base)
