@@ -164,6 +164,11 @@ def test_rates_fall_once_an_epoch_to_the_least_and_stay(teacher):
         assert rates[4:] == pytest.approx([1e-4] * 2)
 
 
+def test_refuses_a_cooldown_that_is_all_there_is(teacher):
+    with pytest.raises(UserError, match="cooldown_epochs 2 leave none of 2 for the cosine"):
+        fit(student(teacher, cooldown_epochs=2), max_epochs=2)
+
+
 def test_runs_in_steps_follow_the_same_curve(teacher):
     model = student(teacher)
     trainer = fit(model, max_epochs=-1, max_steps=3)

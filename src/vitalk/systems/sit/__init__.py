@@ -12,6 +12,7 @@ holds any.
     vitalk train sit --preset teacher --data IMAGENET
     vitalk train sit --preset paper --data IMAGENET --model.init_args.teacher=runs/sit-teacher/model.safetensors
     vitalk export runs/sit-paper/model.safetensors -o sit.onnx
+    vitalk compress runs/sit-cpu/model.safetensors --quant repq-vit -o small
 
     >>> from vitalk.systems.sit import sit
     >>> fast = sit(timm.create_model("deit_small_patch16_224"), keep=0.5, stage_blocks=(7, 2, 2, 1))

@@ -27,7 +27,7 @@ PUBLISHED = {"sit_small": 1.7, "sit_xs": 3.6}  # times as fast as the teacher
 BATCHES = (1, 16)
 KEPT, NEARLY = 0.97, 0.95  # share of the teacher's accuracy; share of a published speed-up that counts as the same
 LOSSES = {"FRD": (2.0, 2.0), "KD": (0.0, 2.0), "CE": (0.0, 0.0), "norm": (0.0, 2.0), "random": (0.0, 2.0)}
-SEEDS, BATCH, RATE = 2, 64, 1e-3
+SEEDS, BATCH, RATE = 2, 64, 4e-4  # the rate is the paper's
 
 
 class DropShort(TokenReducer):

@@ -138,6 +138,8 @@ class SlimmingClassifier(Classifier):
         epochs = self.trainer.max_epochs or -1
         unit = "epoch" if epochs > 0 else "step"
         length = epochs - h.cooldown_epochs if epochs > 0 else self.trainer.estimated_stepping_batches
+        if length < 1:
+            raise UserError(f"cooldown_epochs {h.cooldown_epochs} leave none of {epochs} for the cosine; lower them")
         schedule = LambdaLR(optimizer, [falling(rate, h.min_lr, length) for rate in rates])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": unit}}
 
@@ -168,7 +170,7 @@ def falling(lr: float, min_lr: float, length: int) -> Callable[[int], float]:
     """Factor of ``lr`` at each time: a half cosine to ``min_lr`` over ``length``, and flat afterwards."""
 
     def factor(time: int) -> float:
-        left = (1 + math.cos(math.pi * min(time / max(length, 1), 1.0))) / 2
+        left = (1 + math.cos(math.pi * min(time / length, 1.0))) / 2
         return (min_lr + left * (lr - min_lr)) / lr
 
     return factor
