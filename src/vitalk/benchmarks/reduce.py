@@ -8,7 +8,6 @@ import copy
 import statistics
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -16,8 +15,7 @@ import torch
 from lightning import seed_everything
 from torch import Tensor, nn
 
-from vitalk.experiments import Budget, budget
-from vitalk.measurement import machine
+from vitalk.experiments import Budget
 from vitalk.reducers import REDUCERS, macs_share, meet, tokens_by_block
 from vitalk.systems.evit import evit
 from vitalk.systems.sit import sit

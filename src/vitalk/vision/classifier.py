@@ -89,17 +89,28 @@ class Classifier(LightningModule):
         return self.model(images)
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:  # noqa: D102
-        images, labels = self._resized(batch[0]).contiguous(memory_format=torch.channels_last), batch[1]
-        if len(images) == 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.modules()):
-            raise UserError(f"{self.hparams.model} has batch norm, which a batch of one cannot train; raise batch_size")
-        if self.mix is not None and len(images) % 2 == 0:
-            images, target = self.mix(images, labels)
-        else:
-            target = soft_labels(labels, self.hparams.num_classes, self.hparams.smoothing)
+        images, target = self.prepared(batch)
         logits = self(images).float()
         loss = SoftTargetCrossEntropy()(logits, target)
         if self.teacher:
             loss = (1 - self.hparams.alpha) * loss + self.hparams.alpha * self._distill(images, logits)
+        return self.checked(loss)
+
+    def prepared(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Images [batch, 3, height, width] and labels [batch] -> images as they are trained on, and targets.
+
+        Resized, mixed, channels last; targets are distributions [batch, classes].
+        Raises UserError for a batch of one with batch norm.
+        """
+        images, labels = self._resized(batch[0]).contiguous(memory_format=torch.channels_last), batch[1]
+        if len(images) == 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.modules()):
+            raise UserError(f"{self.hparams.model} has batch norm, which a batch of one cannot train; raise batch_size")
+        if self.mix is not None and len(images) % 2 == 0:
+            return self.mix(images, labels)
+        return images, soft_labels(labels, self.hparams.num_classes, self.hparams.smoothing)
+
+    def checked(self, loss: Tensor) -> Tensor:
+        """``loss``, logged. Raises UserError where it is not finite."""
         if not torch.isfinite(loss):
             raise UserError(f"the loss became {loss.item()} at step {self.global_step}; lower lr or check the pictures")
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
@@ -143,7 +154,7 @@ class Classifier(LightningModule):
         write_tensors(path, self.model.state_dict(), meta)
 
     def _resized(self, images: Tensor) -> Tensor:
-        sizes = [size for epoch, size in self.hparams.sizes or [] if epoch <= self.current_epoch]
+        sizes = [size for epoch, size in self.hparams.get("sizes") or [] if epoch <= self.current_epoch]
         if not sizes or sizes[-1] == images.shape[-1]:
             return images
         return F.interpolate(images, size=(sizes[-1], sizes[-1]), mode="bilinear", antialias=True, align_corners=False)

@@ -123,12 +123,15 @@ class Trunk(Wrapper):
         return self.forward_tokens(images).features
 
     def forward(self, images: Tensor) -> Tensor:
-        """images [batch, channels, height, width] -> logits [batch, classes].
+        """images [batch, channels, height, width] -> logits [batch, classes]."""
+        return self.classify(self.forward_tokens(images))
+
+    def classify(self, tokens: Tokens) -> Tensor:
+        """Normalised tokens -> logits [batch, classes].
 
         Models that pool by the mean weigh each token by its size, so that merging like patches changes nothing
         (as in ToMe's code for MAE).
         """
-        tokens = self.forward_tokens(images)
         if tokens.size is None or self.vit.global_pool != "avg":
             return self.forward_head(tokens.features)
         pooled = 0 if self.vit.pool_include_prefix else self.num_prefix_tokens

@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitalk.errors import UserError
-from vitalk.vision.classifier import Classifier, soft_labels
+from vitalk.vision.classifier import Classifier
 
 from .losses import heterogeneous_loss, homogeneous_loss, prediction_loss, soft_cross_entropy, weighted_loss
 from .model import LGViT, chosen_logits
@@ -56,18 +56,7 @@ class JointClassifier(Classifier):
             raise UserError(f"{model} has no exits to train; choose an lgvit_* model")
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:  # noqa: D102
-        images, labels = batch[0].contiguous(memory_format=torch.channels_last), batch[1]
-        if len(images) == 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.modules()):
-            raise UserError(f"{self.hparams.model} has batch norm, which a batch of one cannot train; raise batch_size")
-        if self.mix is not None and len(images) % 2 == 0:
-            images, target = self.mix(images, labels)
-        else:
-            target = soft_labels(labels, self.hparams.num_classes, self.hparams.smoothing)
-        loss = self.objective(images, target)
-        if not torch.isfinite(loss):
-            raise UserError(f"the loss became {loss.item()} at step {self.global_step}; lower lr or check the pictures")
-        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
-        return loss
+        return self.checked(self.objective(*self.prepared(batch)))
 
     def objective(self, images: Tensor, target: Tensor) -> Tensor:
         """The loss of this step on images [batch, 3, height, width] with target [batch, classes]."""

@@ -1,6 +1,7 @@
 """Token slimming: the module, its reverse, and the trunk around a vision transformer."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
 
 import torch
@@ -116,11 +117,9 @@ class SiT(Trunk):
         are [batch, patches, dim], not normalised, with as many as ``patch_counts`` says.
         """
         layers = list(self.walk(images))[1:]
-        x, size = self.vit.norm(layers[-1].features), layers[-1].size
-        if size is not None and self.vit.global_pool == "avg":  # as in ``Trunk.forward``
-            pooled = 0 if self.vit.pool_include_prefix else self.num_prefix_tokens
-            x = x * (size / size[:, pooled:].mean(1, keepdim=True))[..., None].to(x.dtype)
-        return self.forward_head(x), [tokens.features[:, self.num_prefix_tokens :] for tokens in layers]
+        last = replace(layers[-1], features=self.vit.norm(layers[-1].features))
+        patches = [tokens.features[:, self.num_prefix_tokens :] for tokens in layers]
+        return self.classify(last), patches
 
 
 def sit(vit: VisionTransformer, keep: float = 0.5, stage_blocks: Sequence[int] | None = None) -> SiT:

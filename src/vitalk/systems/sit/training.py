@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from vitalk.deploy.load import load_model
 from vitalk.errors import UserError
 from vitalk.vision.checkpoints import load_matching
-from vitalk.vision.classifier import Classifier, create, soft_labels
+from vitalk.vision.classifier import Classifier, create
 
 from .slimming import ReverseSlimming, SiT, sit
 
@@ -85,19 +85,11 @@ class SlimmingClassifier(Classifier):
         self.rtsm = reverse_modules(self.model) if token_weight else nn.ModuleList()
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:  # noqa: D102
-        images, labels = batch[0].contiguous(memory_format=torch.channels_last), batch[1]
+        images, target = self.prepared(batch)
         self._check(images)
-        if self.mix is not None and len(images) % 2 == 0:
-            images, target = self.mix(images, labels)
-        else:
-            target = soft_labels(labels, self.hparams.num_classes, self.hparams.smoothing)
         losses = self.losses(images, target)
-        loss = sum(losses.values())
-        if not torch.isfinite(loss):
-            raise UserError(f"the loss became {loss.item()} at step {self.global_step}; lower lr or check the pictures")
-        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         self.log_dict({f"train/{name}": value for name, value in losses.items()}, sync_dist=True)
-        return loss
+        return self.checked(sum(losses.values()))
 
     def losses(self, images: Tensor, target: Tensor) -> dict[str, Tensor]:
         """The losses that are not off, each with its weight: "labels", "tokens", "logits", "cnn".
@@ -144,8 +136,6 @@ class SlimmingClassifier(Classifier):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": unit}}
 
     def _check(self, images: Tensor) -> None:
-        if len(images) == 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.modules()):
-            raise UserError(f"{self.hparams.model} has batch norm, which a batch of one cannot train; raise batch_size")
         size, own = tuple(images.shape[-2:]), tuple(self.model.vit.patch_embed.img_size)
         if size != own:
             raise UserError(

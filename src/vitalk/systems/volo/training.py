@@ -79,11 +79,7 @@ class TokenLabelClassifier(Classifier):
         grid = tuple(self.model.pos_embed.shape[1:3])
         box = draw_box(*grid) if self.hparams.mix_token else None
         logits = dense_logits(self.model, images, box)
-        loss = token_label_loss(logits, self.targets(images, batch[1]), box, self.hparams.dense_weight)
-        if not torch.isfinite(loss):
-            raise UserError(f"the loss became {loss.item()} at step {self.global_step}; lower lr or check the pictures")
-        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
-        return loss
+        return self.checked(token_label_loss(logits, self.targets(images, batch[1]), box, self.hparams.dense_weight))
 
     @torch.no_grad()
     def targets(self, images: Tensor, given: Tensor | dict[str, Tensor]) -> TokenTargets:
