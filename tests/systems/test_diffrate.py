@@ -21,7 +21,7 @@ from tests.parity import parity
 from vitalk.deploy.onnx_export import export_onnx
 from vitalk.deploy.preprocess import Preprocess
 from vitalk.errors import UserError
-from vitalk.systems.diffrate import Schedule, diffrate, geometry, published, reproduce, uniform
+from vitalk.systems.diffrate import Schedule, diffrate, geometry, published, uniform
 from vitalk.systems.diffrate.method import absorb, compress, nearest
 from vitalk.systems.diffrate.schedule import Step, constant, gmacs
 from vitalk.vision.cost import count
@@ -198,7 +198,9 @@ def test_trains_under_a_schedule_in_bfloat16(make, size):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in run.parameters())
 
 
-@pytest.mark.parametrize("make, size", [(lambda: diffrate(small(), FOUND), 32), (tiny_caformer, 64)])
+@pytest.mark.parametrize(
+    "make, size", [(lambda: diffrate(small(depth=2), Schedule((65, 40), (60, 9))), 32), (tiny_caformer, 64)]
+)
 def test_exports_to_onnx_with_any_batch(tmp_path, make, size):
     import onnxruntime
 
@@ -354,6 +356,7 @@ def test_refuses_schedules_that_do_not_fit(tmp_path):
         {"merge": [3.5]},
         {"prune": [3], "merge": [2, 1]},
         {"rate": 1},
+        {"prune": 5},
     ):
         with pytest.raises(UserError, match=r"schedule|whole numbers"):
             Schedule.of(fields)
@@ -386,33 +389,3 @@ def test_refuses_models_that_it_cannot_rank():
 def test_refuses_pictures_of_another_size():
     with pytest.raises(UserError, match="145 tokens enter a block whose schedule was made for 65"):
         diffrate(small(dynamic_img_size=True), FOUND)(torch.randn(1, 3, 48, 48))
-
-
-# The measurement
-
-
-@pytest.mark.parametrize(
-    "macs, learned, others, worth, verdict",
-    [
-        (1.01, 90.0, (89.0, 89.9), 0.95, "reproduced"),
-        (1.03, 90.0, (89.0, 89.9), 0.95, "not reproduced"),
-        (1.01, 90.0, (89.0, 90.5), 0.95, "direction only"),
-        (1.01, 90.0, (90.1, 89.9), 0.95, "direction only"),
-        (1.01, 90.0, (89.0, 89.9), 0.85, "direction only"),
-        (1.01, 90.0, (90.5, 89.9), 0.95, "not reproduced"),
-    ],
-)
-def test_the_verdict_follows_from_the_figures(macs, learned, others, worth, verdict):
-    hand, alone = others
-    found = {
-        "uniform both": hand,
-        "tome": hand - 1,
-        "learned both": learned,
-        "learned prune": alone,
-        "learned merge": 80.0,
-    }
-    figures, top1 = reproduce.Speed((4.0, 2.0), {1: (2 * worth, 1.0), 16: (2.0, 1.0)}), {0.65: found, 0.5: found}
-    assert reproduce.judge([1.0, macs], top1, figures) == verdict
-    run = ({}, {"learned both": 1.0, "learned prune": macs}, {})
-    written = reproduce.report(figures, 91.0, top1, {0.65: [run] * 2}, 9, 100)
-    assert written.verdict == verdict and f"learned {learned:.1f}" in written.measured

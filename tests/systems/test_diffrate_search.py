@@ -13,8 +13,22 @@ from torch.utils.data import DataLoader
 from tests.systems.test_diffrate import caformer, fixture, near, small
 from vitalk.deploy.load import load_model
 from vitalk.errors import UserError
-from vitalk.systems.diffrate import Proxy, RateSearch, attention, expected_macs, learned, method, search, searchable
+from vitalk.experiments import budget
+from vitalk.systems.diffrate import (
+    Proxy,
+    RateSearch,
+    attention,
+    expected_macs,
+    geometry,
+    learned,
+    method,
+    reproduce,
+    search,
+    searchable,
+)
 from vitalk.training import run as train
+from vitalk.vision.cost import count
+from vitalk.vision.experiments import Pictures
 
 
 def scattered(model, scale=1.0):
@@ -236,3 +250,56 @@ def test_refuses_searches_that_mean_nothing():
         searchable(small(), 0)
     with pytest.raises(UserError, match="needs a step"):
         search(small(), [], 0.7)
+
+
+# The measurement
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_measurement_compares_schedules_of_equal_macs():
+    vit, labels = small(num_classes=10), torch.arange(20) % 10
+    test = Pictures(torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8), labels)
+    data = (Pictures(test.pixels.repeat(7, 1, 1, 1), labels.repeat(7), padding=1), test)
+    shape = geometry(vit)
+    hand = reproduce.by_hand(vit, shape, test, 0.6)
+    assert set(hand) == {"uniform both", "uniform prune", "uniform merge", "tome"}
+    target = reproduce.target_of(shape, 0.6)
+    tome = count(reproduce.merged_to(vit, shape, target), torch.zeros(1, 3, 32, 32)).macs
+    assert tome / 1e9 == pytest.approx(float(target[:-1]), rel=0.03)
+    with budget("DiffRate", 1.0) as time:
+        top1, macs, schedules = reproduce.by_search(vit, shape, data, 0.6, 2, 0, time)
+    assert set(top1) == set(macs) == {"learned both", "learned prune", "learned merge"}
+    assert all(0 < value < 2 for value in macs.values()) and schedules["learned prune"][1] is None
+    assert all(0 <= value <= 100 for value in (hand | top1).values())
+
+
+def test_speed_compares_the_same_pictures():
+    found = reproduce.speed(0.0, "deit_tiny", 0.8, batches=(1,))
+    assert [round(value, 2) for value in found.macs] == [1.25, 0.81] and found.worth > 0
+
+
+@pytest.mark.parametrize(
+    "macs, learned, others, worth, verdict",
+    [
+        (1.01, 90.0, (89.0, 89.9), 0.95, "reproduced"),
+        (1.03, 90.0, (89.0, 89.9), 0.95, "not reproduced"),
+        (1.01, 90.0, (89.0, 90.5), 0.95, "direction only"),
+        (1.01, 90.0, (90.1, 89.9), 0.95, "direction only"),
+        (1.01, 90.0, (89.0, 89.9), 0.85, "direction only"),
+        (1.01, 90.0, (90.5, 89.9), 0.95, "not reproduced"),
+    ],
+)
+def test_the_verdict_follows_from_the_figures(macs, learned, others, worth, verdict):
+    hand, alone = others
+    found = {
+        "uniform both": hand,
+        "tome": hand - 1,
+        "learned both": learned,
+        "learned prune": alone,
+        "learned merge": 80.0,
+    }
+    figures, top1 = reproduce.Speed((4.0, 2.0), {1: (2 * worth, 1.0), 16: (2.0, 1.0)}), {0.65: found, 0.5: found}
+    assert reproduce.judge([1.0, macs], top1, figures) == verdict
+    run = ({}, {"learned both": 1.0, "learned prune": macs}, {})
+    written = reproduce.report(figures, 91.0, top1, {0.65: [run] * 2}, 9, 100)
+    assert written.verdict == verdict and f"learned {learned:.1f}" in written.measured

@@ -43,17 +43,17 @@ class Speed:
         return min(plain / fast for plain, fast in self.seconds.values()) / gain
 
 
-def speed(seconds: float, name: str = "deit_small", target: float = 2.9) -> Speed:
+def speed(seconds: float, name: str = "deit_small", target: float = 2.9, batches: tuple[int, ...] = (1, 16)) -> Speed:
     """Count and time both; random weights cost what trained ones cost."""
     plain = timm.create_model(f"{name}_patch16_224").eval()
     models = {"plain": plain, "diffrate": diffrate(plain, target, name)}
     macs = tuple(count(model, torch.randn(1, 3, 224, 224)).macs / 1e9 for model in models.values())
     taken = {}
-    for batch in (1, 16):
+    for batch in batches:
         images = torch.randn(batch, 3, 224, 224)
         with torch.inference_mode():
             runs = {key: lambda model=model, images=images: model(images) for key, model in models.items()}
-            found = latencies(runs, warmup=2, repeats=30, seconds=seconds / 2)
+            found = latencies(runs, warmup=2, repeats=30, seconds=seconds / len(batches))
         taken[batch] = (found["plain"], found["diffrate"])
     return Speed(macs, taken)
 

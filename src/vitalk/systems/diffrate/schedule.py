@@ -44,9 +44,9 @@ class Schedule:
     def __post_init__(self) -> None:
         for name in ("prune", "merge"):
             if (counts := getattr(self, name)) is not None:
-                if not counts or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in counts):
-                    raise UserError(f"{name} must be whole numbers above 0, one a block; got {list(counts)[:12]}")
-                object.__setattr__(self, name, tuple(counts))
+                whole = isinstance(counts, tuple) and all(type(n) is int and n > 0 for n in counts)
+                if not whole or not counts:
+                    raise UserError(f"{name} must be whole numbers above 0, one a block; got {str(counts)[:60]}")
         if self.prune is None and self.merge is None:
             raise UserError("a schedule needs the tokens kept by pruning, by merging, or both; it has neither")
         if self.prune and self.merge and len(self.prune) != len(self.merge):
@@ -119,7 +119,8 @@ class Schedule:
     @classmethod
     def of(cls, given: dict) -> Self:
         """A schedule from its fields, such as those of a file or a recipe."""
-        counts = {key: None if given.get(key) is None else tuple(given[key]) for key in ("prune", "merge")}
+        counts = {key: given.get(key) for key in ("prune", "merge")}
+        counts = {key: tuple(n) if isinstance(n, list) else n for key, n in counts.items()}
         if unknown := set(given) - {"prune", "merge", "model", "target", "tokens"}:
             raise UserError(
                 f"a schedule has no {', '.join(sorted(unknown))}; it has prune, merge, model, target, tokens"
