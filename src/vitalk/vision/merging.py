@@ -49,7 +49,7 @@ class Merge:
 
         Only where no token was dropped.
         """
-        batch, tokens = len(x), self.kept.shape[1] + self.moved.shape[1]
+        batch, tokens = x.shape[0], self.kept.shape[1] + self.moved.shape[1]
         origin = torch.arange(self.kept.shape[1], device=x.device).expand(batch, -1)
         where = torch.empty(batch, tokens, dtype=self.kept.dtype, device=x.device)
         where = where.scatter(1, self.kept, origin).scatter(1, self.moved, self.into)
