@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from vitalk.deploy.load import Loaded
 from vitalk.deploy.onnx_export import export_onnx
 from vitalk.deploy.runtime import open_engine
 from vitalk.errors import UserError
+from vitalk.systems.diffrate import diffrate, geometry, search, uniform
 from vitalk.systems.evit import evit
 from vitalk.vision.cost import count, latency
 from vitalk.vision.merging import tome
@@ -29,12 +31,14 @@ class Reducer:
     make: (model, strength, blocks) -> the reduced model, which shares nothing with the one given. blocks: those that
     reduce, None for the paper's. strengths: of a model, the weakest first; default: where neither a strength nor a
     target is named. option: what ``vitalk compress`` calls the strength.
+    learn: (model, strength, batches, steps) -> the same, better: from labelled pictures; None where nothing is learned.
     """
 
     make: Callable[[nn.Module, Strength, list[int] | None], Trunk]
     strengths: Callable[[nn.Module], Sequence[Strength]]
     default: Strength
     option: str
+    learn: Callable[[nn.Module, Strength, DataLoader, int], Trunk] | None = None
 
 
 def _evit(model: nn.Module, keep: Strength, blocks: list[int] | None) -> Trunk:
@@ -48,8 +52,24 @@ def _tome(model: nn.Module, count: Strength, blocks: list[int] | None) -> Trunk:
     return tome(copy.deepcopy(model), [int(count) if block in chosen else 0 for block in range(depth)]).eval()
 
 
+def _by_hand(model: nn.Module, share: Strength, blocks: list[int] | None) -> Trunk:
+    if blocks is not None:
+        raise UserError("diffrate finds out by itself in which blocks it reduces; leave out --blocks")
+    model = copy.deepcopy(model)
+    return diffrate(model, uniform(geometry(model), share)).eval()
+
+
+def _learned(model: nn.Module, share: Strength, batches: DataLoader, steps: int) -> Trunk:
+    return diffrate(copy.deepcopy(model), search(copy.deepcopy(model), batches, share, steps)).eval()
+
+
 def _shares(model: nn.Module) -> list[Strength]:
     return [percent / 100 for percent in range(99, 4, -1)]
+
+
+def _reachable(model: nn.Module) -> list[Strength]:
+    least = geometry(model).least / geometry(model).full
+    return [share for share in _shares(model) if share >= least]
 
 
 def _pairs(model: nn.Module) -> list[Strength]:
@@ -59,7 +79,13 @@ def _pairs(model: nn.Module) -> list[Strength]:
 REDUCERS = {
     "evit": Reducer(_evit, _shares, 0.7, "keep"),
     "tome": Reducer(_tome, _pairs, 8, "merge"),
+    "diffrate": Reducer(_by_hand, _reachable, 0.65, "target-flops", _learned),
 }
+
+
+def scheduled(model: nn.Module, schedule: Path) -> Trunk:
+    """DiffRate by the schedule in a file that a search wrote before; shares nothing with ``model``."""
+    return diffrate(copy.deepcopy(model), str(schedule)).eval()
 
 
 def meet(reducer: Reducer, model: nn.Module, blocks: list[int] | None, cost: Cost, target: float) -> Strength:

@@ -15,7 +15,8 @@ from vitalk.errors import UserError
 
 DEFAULTS = {
     "data": None, "tokens": None, "keep": None, "merge": None, "target_flops": None, "target_latency": None,
-    "blocks": None, "visualize": None, "prune": None, "quant": None, "bits": "w8a8", "attention": "float",
+    "blocks": None, "visualize": None, "schedule": None, "search_steps": 4, "prune": None, "quant": None,
+    "bits": "w8a8", "attention": "float",
     "calibration": 16, "limit": 24, "random_weights": False,
 }  # fmt: skip
 
@@ -78,6 +79,11 @@ def test_all_variants_are_measured_and_the_last_one_is_kept(model_path, picture_
         ({"tokens": "evit", "keep": 0.5, "target_flops": 0.5}, "both say"),
         ({"quant": "repq-vit", "target_flops": 0.5}, "about tokens"),
         ({"prune": 1.0}, "--prune must be in"),
+        ({"tokens": "sit"}, "must be trained: vitalk train sit"),
+        ({"tokens": "evit", "schedule": Path("s.json")}, "--schedule stands in place"),
+        ({"tokens": "diffrate", "schedule": Path("s.json"), "target_flops": 0.5}, "--schedule stands in place"),
+        ({"tokens": "diffrate", "schedule": Path("nowhere.json")}, "no schedule at nowhere.json"),
+        ({"tokens": "diffrate", "target_flops": 0.01}, "cannot be reached"),
         ({"prune": 0.99}, "cannot be reached"),
         ({"quant": "repq-vit", "visualize": Path("drawn")}, "--visualize"),
     ],
@@ -123,3 +129,13 @@ def test_pruned_and_reduced_together(model_path, picture_folder, tmp_path):
     assert list(rows) == ["float", "slim", "slim-tome"]
     assert rows["slim"]["macs"] <= 0.7 * rows["float"]["macs"] and rows["slim-tome"]["macs"] < rows["slim"]["macs"]
     assert "30.0% of the MACs" in report["settings"]["pruning"]
+
+
+def test_a_schedule_is_searched_saved_and_used_again(model_path, picture_folder, tmp_path):
+    data = str(picture_folder)
+    run(model_path, tmp_path / "a", data=data, tokens="diffrate", target_flops=0.8, search_steps=40, limit=4)
+    assert (tmp_path / "a" / "schedule.json").is_file()
+    run(model_path, tmp_path / "b", data=data, tokens="diffrate", schedule=tmp_path / "a" / "schedule.json", limit=4)
+    found, again = (json.loads((tmp_path / name / "report.json").read_text()) for name in "ab")
+    assert found["rows"][1]["macs"] == again["rows"][1]["macs"] < found["rows"][0]["macs"]
+    assert found["settings"]["tokens behind each block"] == again["settings"]["tokens behind each block"]

@@ -13,9 +13,11 @@ import typer
 from vitalk.errors import UserError, nearest
 from vitalk.files import staging
 
-TOKENS, QUANT = ["evit", "tome"], ["repq-vit"]
+TOKENS, QUANT = ["evit", "tome", "diffrate"], ["repq-vit"]
 DRAWN = 8  # pictures of --visualize
-STRENGTHS = {"evit": "keep", "tome": "merge"}  # what says how much a reduction takes away
+# What says how much a reduction takes away.
+STRENGTHS = {"evit": "keep", "tome": "merge", "diffrate": "target-flops"}
+SEARCH_BATCH = 32
 
 
 def compress(
@@ -36,6 +38,10 @@ def compress(
     blocks: Annotated[
         str | None, typer.Option(help="Blocks that reduce, from 0; those of the paper, or spread likewise.")
     ] = None,
+    schedule: Annotated[
+        Path | None, typer.Option(help="diffrate: a schedule.json that was found before, in place of a search.")
+    ] = None,
+    search_steps: Annotated[int, typer.Option(min=1, help="diffrate: steps of the search, of 32 pictures each.")] = 200,
     prune: Annotated[
         float | None, typer.Option(help="Share of the MACs that goes with attention heads and hidden units, [0, 1).")
     ] = None,
@@ -56,6 +62,8 @@ def compress(
     Example: vitalk compress runs/eye/model.safetensors --tokens tome --target-flops 0.6 --quant repq-vit -o small
     """
     for name, known, option in ((tokens, TOKENS, "--tokens"), (quant, QUANT, "--quant")):
+        if name == "sit" and option == "--tokens":
+            raise UserError("sit's slimming modules must be trained: vitalk train sit, then compress what it leaves")
         if name is not None and name not in known:
             raise UserError(f"{option} {name} is not known; choose {', '.join(known)}.{nearest(name, known)}")
     if tokens is None and quant is None and prune is None:
@@ -64,10 +72,13 @@ def compress(
         raise UserError(f"--prune must be in [0, 1), got {prune}; 0.3 saves three tenths of the MACs")
     strengths = {"keep": keep, "merge": merge}
     _check_strength(tokens, strengths, target_flops, target_latency)
+    if schedule is not None and (tokens != "diffrate" or any(v is not None for v in (target_flops, target_latency))):
+        raise UserError("--schedule stands in place of a target, and goes with --tokens diffrate")
     if visualize is not None and tokens is None:
         raise UserError("--visualize draws what --tokens does; name a reduction")
     plan = Plan(tokens, next((v for v in strengths.values() if v is not None), None), _numbers(blocks),
-                target_flops, target_latency, prune, quant and (bits, attention))  # fmt: skip
+                target_flops, target_latency, schedule, search_steps, prune,
+                quant and (bits, attention), data)  # fmt: skip
     with ExitStack() as stack:
         folder = stack.enter_context(staging(output))
         drawn = stack.enter_context(staging(visualize)) if visualize else None
@@ -113,8 +124,11 @@ class Plan:
     blocks: list[int] | None
     target_flops: float | None
     target_latency: float | None
+    schedule: Path | None
+    search_steps: int
     prune: float | None
     quant: tuple[str, str] | None
+    data: str | None
 
 
 def _compress(
@@ -201,20 +215,39 @@ def _variants(
 
 
 def _reduced(loaded: Any, image: Any, plan: Plan, finish: Any, folder: Path, settings: dict[str, Any]) -> Any:
-    from vitalk.reducers import REDUCERS, file_latency, macs_share, meet, tokens_by_block
+    from vitalk.reducers import REDUCERS, file_latency, macs_share, meet, scheduled, tokens_by_block
 
     reducer, strength = REDUCERS[plan.tokens], plan.strength
     share = macs_share(loaded.model, image)
-    if plan.target_flops is not None:
+    if plan.target_flops is not None and reducer.option == "target-flops":
+        strength = plan.target_flops
+    elif plan.target_flops is not None:
         strength = meet(reducer, loaded.model, plan.blocks, share, plan.target_flops)
     elif plan.target_latency is not None:
         cost = file_latency(loaded, finish, folder)
         strength = meet(reducer, loaded.model, plan.blocks, cost, plan.target_latency)
     strength = reducer.default if strength is None else strength
-    reduced = reducer.make(loaded.model, strength, plan.blocks)
+    if plan.schedule is not None:
+        reduced = scheduled(loaded.model, plan.schedule)
+    elif reducer.learn is not None:
+        reduced = reducer.learn(loaded.model, strength, _batches(loaded, plan), plan.search_steps)
+        reduced.schedule.save(folder / "schedule.json")
+    else:
+        reduced = reducer.make(loaded.model, strength, plan.blocks)
     settings["tokens"] = f"{plan.tokens}, {STRENGTHS[plan.tokens]} {strength:g}, {share(reduced):.1%} of the MACs"
     settings["tokens behind each block"] = tokens_by_block(reduced, image)
     return reduced
+
+
+def _batches(loaded: Any, plan: Plan) -> Any:
+    """Labelled training pictures for a search, as the model reads them: a loader of (images, labels)."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    from vitalk.vision.data import open_splits
+
+    pictures = open_splits(plan.data)[0].with_transform(lambda picture: torch.from_numpy(loaded.preprocess(picture)))
+    return DataLoader(pictures, SEARCH_BATCH, shuffle=True, drop_last=len(pictures) > SEARCH_BATCH)
 
 
 def _draw(trunk: Any, preprocess: Any, judged: Any, folder: Path) -> None:
