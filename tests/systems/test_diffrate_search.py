@@ -268,9 +268,11 @@ def test_the_measurement_compares_schedules_of_equal_macs():
     assert tome / 1e9 == pytest.approx(float(target[:-1]), rel=0.03)
     with budget("DiffRate", 1.0) as time:
         top1, macs, schedules = reproduce.by_search(vit, shape, data, 0.6, 2, 0, time)
+        plain = reproduce.plain_vit(data[0], 0.0, time)
     assert set(top1) == set(macs) == {"learned both", "learned prune", "learned merge"}
     assert all(0 < value < 2 for value in macs.values()) and schedules["learned prune"][1] is None
     assert all(0 <= value <= 100 for value in (hand | top1).values())
+    assert geometry(plain).entering == [65] * 6 and not plain.training
 
 
 def test_speed_compares_the_same_pictures():
@@ -298,8 +300,9 @@ def test_the_verdict_follows_from_the_figures(macs, learned, others, worth, verd
         "learned prune": alone,
         "learned merge": 80.0,
     }
-    figures, top1 = reproduce.Speed((4.0, 2.0), {1: (2 * worth, 1.0), 16: (2.0, 1.0)}), {0.65: found, 0.5: found}
+    figures = reproduce.Speed((4.0, 2.0), {1: (2 * worth, 1.0), 16: (2.0, 1.0)})
+    top1 = {"eye at 65%": found, "plain at 50%": found}
     assert reproduce.judge([1.0, macs], top1, figures) == verdict
     run = ({}, {"learned both": 1.0, "learned prune": macs}, {})
-    written = reproduce.report(figures, 91.0, top1, {0.65: [run] * 2}, 9, 100)
+    written = reproduce.report(figures, {"eye": 91.0}, top1, {"eye at 65%": [run] * 2}, 9, 100)
     assert written.verdict == verdict and f"learned {learned:.1f}" in written.measured

@@ -6,7 +6,7 @@ In each block the patches are ranked by the attention that the class token pays 
 next tail merged into the tokens that are most like it. The counts come from a search that trains nothing but a softmax
 over candidate counts in each block, with the cross-entropy and the distance from a target of MACs as its loss.
 
-    vitalk train diffrate --data PATH --model.target 0.65
+    vitalk train diffrate --data PATH --model.init_args.target=0.75
     vitalk train diffrate --preset finetune --data PATH
 
 The search leaves ``schedule.json``, two numbers a block, beside the compressed model, and ``--preset finetune`` trains
