@@ -22,10 +22,10 @@ scratch: three stages of fine-tuning, each from the last.
     >>> model_energy(net, images, bits=8)     # mJ a picture by operation
     >>> kernel_costs()                        # seconds, pJ and bytes beside float32 and int8
 
-Any plain timm ViT or DeiT and PVTv2-B0 to B5 convert. Attention: "msa" (PVTv2 without its spatial reduction), "linear"
-(real codes), "binary", "hash"; linears: "shift" (DeepShift-PS), "shift-q", "sp2", "moe". In PVTv2's last stage attention
-stays softmax and its projections dense. The exported ONNX file holds the simulated form in float32, with any batch
-size; of a mixture both experts are computed there for all tokens, and the router's choice selects.
+Any plain timm ViT or DeiT and PVTv2-B0 to B5 convert. Attention: "msa" (PVTv2 without its spatial reduction),
+"linear" (real codes), "binary", "hash"; linears: "shift" (DeepShift-PS), "shift-q", "sp2", "moe". In PVTv2's last
+stage attention stays softmax and its projections dense. The exported ONNX file holds the simulated form in float32,
+with any batch size; of a mixture both experts are computed there for all tokens, and the router's choice selects.
 
 What a CPU gains. ``integer`` runs MatShift and MatAdd as C++ (compiled once into the user's cache, else numpy with the
 same integers). MatAdd is about as fast as a dense float32 product, faster where there are many rows; MatShift is two to
@@ -36,11 +36,12 @@ the linear attention itself is what is faster here with thousands of tokens.
 Ours, where paper and release differ or say nothing: binary codes are compared with each picture's own mean
 (``statistics="batch"`` is the release's, whose answers depend on the batch); outputs of mixtures are weighted by the
 router's probability and the balance is in the loss (the release's router gets neither, its combine adds log p;
-``weighted=False`` gives the net of its default gate); the load estimator compares logits with logits; hashing is fitted
-in the first training step or by ``fit_hashing``, and stored with a flag; all-zero rows of attention stay zero instead of
-becoming NaN; energies count accumulations. The sparse softmax branch acts in training only, for hashing with the shared
-codes' queries as keys (it cannot run in the release). The convolution over values runs along the tokens as they lie,
-class token first. Balance losses of all mixtures are summed. PVTv1 and GNT (novel views) are not built: timm has neither.
+``weighted=False`` gives the net of its default gate); the load estimator compares logits with logits; hashing is
+fitted in the first training step or by ``fit_hashing``, and stored with a flag; all-zero rows of attention stay zero
+instead of becoming NaN; energies count accumulations. The sparse softmax branch acts in training only (with hashing it
+cannot run in the release; here the shared projection is queries and keys). The convolution over values runs along the
+tokens as they lie, class token first. Balance losses of all mixtures are summed. PVTv1 and GNT (novel views) are not
+built: timm has neither.
 """
 
 from .attention import AngularAttention, BinaryCodes, Mix

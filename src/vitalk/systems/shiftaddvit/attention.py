@@ -133,7 +133,7 @@ class AngularAttention(nn.Module):
             out = self.mix(code_q, code_k, v)
             if self.sparse and self.training:
                 out = out + sparse_attention(q, k, v)
-            out = F.normalize(out, dim=-1, eps=1e-6) + self.dconv(v)
+            out = F.normalize(out, dim=-1, eps=1e-6) + self.dconv(v.to(self.dconv.weight.dtype))
         return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2).to(x.dtype)))
 
     def extra_repr(self) -> str:

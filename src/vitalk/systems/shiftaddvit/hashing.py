@@ -46,7 +46,7 @@ class KernelHash(nn.Module):
                 raise UserError("the hashing was never fitted: train a step, or call fit_hashing(model, images) first")
             self.fit(x)
         with full_precision(x):
-            y = (self._kernel(x.float()) - self.mvec) @ self.A.transpose(1, 2)
+            y = (self._kernel(x.float()) - self.mvec) @ self.A.transpose(1, 2).float()
             return straight(F.hardtanh(y, 0.0, 1.0), (y.detach() > 0).to(y.dtype))
 
     def fit(self, x: Tensor, anchors: Tensor | None = None) -> None:
@@ -66,25 +66,27 @@ class KernelHash(nn.Module):
             x = x.detach()[:PICTURES].float().clone()
             if anchors is None:
                 anchors = x[0, :, torch.randperm(tokens, device=x.device)[:count]]
-            self.anchor.copy_(anchors[None])
+            write(self.anchor, anchors[None])
             with torch.no_grad():
                 kernel = self._kernel(x)
-                self.mvec.copy_(kernel.mean((0, 2), keepdim=True))
+                write(self.mvec, kernel.mean((0, 2), keepdim=True))
                 kernel = kernel - self.mvec
                 self._greedy(kernel, similarity(x) * self.A.shape[1])
-        self.fitted.fill_(True)
+        write(self.fitted, torch.tensor(True))
         self.ready = True
 
     def _greedy(self, kernel: Tensor, target: Tensor) -> None:
+        found = []
         for bit in range(self.A.shape[1]):
             old = self.A[:, bit].clone()
             new = self._descend(kernel, target, old)
             signs = [torch.where(project(kernel, a) > 0, 1.0, -1.0) for a in (old, new)]
             before, after = (self._loss(y, target) for y in signs)
             better = bool(after < before)
-            self.A[:, bit] = new if better else old
+            found.append(new if better else old)
             y = signs[better]
             target = target - y[..., :, None] * y[..., None, :]
+        write(self.A, torch.stack(found, 1))
 
     def _descend(self, kernel: Tensor, target: Tensor, start: Tensor) -> Tensor:
         a = start.clone().requires_grad_()
@@ -102,10 +104,16 @@ class KernelHash(nn.Module):
 
     def _kernel(self, x: Tensor) -> Tensor:
         # |x|^2 + |a|^2 - 2 x a: no [tokens, anchors, dim] differences are held
-        anchor = self.anchor.transpose(2, 3)
+        anchor = self.anchor.transpose(2, 3).float()
         distance = x.square().sum(3, keepdim=True) + anchor.square().sum(2, keepdim=True) - 2 * (x @ anchor)
         sigma = distance.mean((2, 3), keepdim=True)
         return (-distance / (2 * sigma)).exp()
+
+
+def write(buffer: Tensor, value: Tensor) -> None:
+    """Overwrite a buffer, also one of a model that was built in inference mode."""
+    with torch.inference_mode(buffer.is_inference()):
+        buffer.copy_(value)
 
 
 def project(kernel: Tensor, a: Tensor) -> Tensor:
