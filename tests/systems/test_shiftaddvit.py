@@ -362,9 +362,10 @@ def test_the_balance_is_least_where_latencies_are_equal():
     noisy = clean + torch.randn(50, 2) / 2
     even = scv(clean.softmax(1).sum(0)) + scv(smooth_load(clean, noisy, 0.5))
     torch.testing.assert_close(balance(clean, noisy, torch.tensor([0.5, 0.5])), even)  # the ordinary losses
-    draws = torch.stack([(clean + torch.randn(50, 2) / 2).argmax(1) for _ in range(2000)])
-    load = smooth_load(clean, clean + 0.5 * torch.randn(2000, 50, 2)[0], 0.5)
-    assert load.sum() > 0 and 0 <= float((draws == 0).float().mean()) <= 1
+    draws = [clean + torch.randn(50, 2) / 2 for _ in range(500)]
+    counted = torch.stack([F.one_hot(d.argmax(1), 2).sum(0).float() for d in draws]).mean(0)
+    expected = torch.stack([smooth_load(clean, d, 0.5) for d in draws]).mean(0)
+    torch.testing.assert_close(expected, counted, rtol=0.03, atol=0)
 
 
 @pytest.mark.parametrize("alpha, share", [((0.6, 0.4), 0.4), ((0.4, 0.6), 0.6), ((3, 1), 0.25)])

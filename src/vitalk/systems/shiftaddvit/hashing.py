@@ -61,17 +61,14 @@ class KernelHash(nn.Module):
         if tokens < count:
             raise UserError(f"{count} anchors cannot be chosen from {tokens} tokens; set fewer anchors or use pictures "
                             "with more tokens")  # fmt: skip
-        # Outside of inference mode, in whose tensors no gradient can be had
-        with torch.inference_mode(False), full_precision(x):
-            x = x.detach()[:PICTURES].float().clone()
+        with torch.no_grad(), full_precision(x):
+            x = x[:PICTURES].float()
             if anchors is None:
                 anchors = x[0, :, torch.randperm(tokens, device=x.device)[:count]]
             write(self.anchor, anchors[None])
-            with torch.no_grad():
-                kernel = self._kernel(x)
-                write(self.mvec, kernel.mean((0, 2), keepdim=True))
-                kernel = kernel - self.mvec
-                self._greedy(kernel, similarity(x) * self.A.shape[1])
+            kernel = self._kernel(x)
+            write(self.mvec, kernel.mean((0, 2), keepdim=True))
+            self._greedy(kernel - self.mvec, similarity(x) * self.A.shape[1])
         write(self.fitted, torch.tensor(True))
         self.ready = True
 
@@ -89,14 +86,16 @@ class KernelHash(nn.Module):
         write(self.A, torch.stack(found, 1))
 
     def _descend(self, kernel: Tensor, target: Tensor, start: Tensor) -> Tensor:
-        a = start.clone().requires_grad_()
-        optimizer = torch.optim.SGD([a], LR, MOMENTUM, nesterov=True)
-        with torch.enable_grad():
-            for _ in range(STEPS):
-                optimizer.zero_grad()
-                self._loss((project(kernel, a) / 2).tanh(), target).backward()
-                optimizer.step()
-        return a.detach()
+        """SGD with Nesterov momentum on -y^T S y with y = tanh(z / 2), its gradient written out: thrice as fast."""
+        a, speed = start, torch.zeros_like(start)
+        both, back = target + target.transpose(-2, -1), kernel.transpose(-2, -1)
+        scale = -0.5 / (kernel.shape[0] * kernel.shape[1] * kernel.shape[2] * self.A.shape[1])
+        for _ in range(STEPS):
+            y = (project(kernel, a) / 2).tanh()[..., None]
+            grad = scale * (back @ ((both @ y) * (1 - y.square())))[..., 0].sum(0)
+            speed = MOMENTUM * speed + grad
+            a = a - LR * (grad + MOMENTUM * speed)
+        return a
 
     def _loss(self, y: Tensor, target: Tensor) -> Tensor:
         explained = ((y[..., None, :] @ target)[..., 0, :] * y).sum(-1)

@@ -23,7 +23,7 @@ def integers(x: Tensor) -> np.ndarray:
     """
     if x.device.type != "cpu":
         raise UserError(f"the integer kernels run on the CPU, not on {x.device}; move model and pictures there")
-    y = (x.detach().double() * SCALE).floor().clamp(LOW * SCALE, HIGH * SCALE)
+    y = (x.detach().float() * SCALE).floor().clamp(LOW * SCALE, HIGH * SCALE)
     # One sum finds any NaN, and the clamp has left nothing infinite
     if math.isnan(float(y.sum())):
         raise UserError("the activations hold NaN, which fixed point cannot; check pictures and weights")
