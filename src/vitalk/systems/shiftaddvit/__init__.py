@@ -31,7 +31,7 @@ What a CPU gains. ``integer`` runs MatShift and MatAdd as C++ (compiled once int
 same integers). MatAdd is about as fast as a dense float32 product, faster where there are many rows; MatShift is two to
 three times slower, since a vector unit multiplies and adds in one instruction and shifts, negates and adds in three,
 and int8 products are faster still. Weights take a byte each. The paper's speed needs its GPU kernels or an accelerator;
-the linear attention itself is what is faster here with thousands of tokens.
+what is faster here is the linear attention as such, a little, with thousands of tokens.
 
 Ours, where paper and release differ or say nothing: binary codes are compared with each picture's own mean
 (``statistics="batch"`` is the release's, whose answers depend on the batch); outputs of mixtures are weighted by the
@@ -40,8 +40,8 @@ router's probability and the balance is in the loss (the release's router gets n
 fitted in the first training step or by ``fit_hashing``, and stored with a flag; all-zero rows of attention stay zero
 instead of becoming NaN; energies count accumulations. The sparse softmax branch acts in training only (with hashing it
 cannot run in the release; here the shared projection is queries and keys). The convolution over values runs along the
-tokens as they lie, class token first. Balance losses of all mixtures are summed. PVTv1 and GNT (novel views) are not
-built: timm has neither.
+tokens as they lie, class token first, and starts at zero. Balance losses of all mixtures are summed. PVTv1 and GNT
+(novel views) are not built: timm has neither.
 """
 
 from .attention import AngularAttention, BinaryCodes, Mix
