@@ -8,9 +8,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vitalk.deploy.load import Loaded
+from vitalk.deploy.onnx_export import export_onnx
 from vitalk.deploy.preprocess import Preprocess
+from vitalk.deploy.runtime import open_engine
 from vitalk.errors import UserError
 from vitalk.reducers import REDUCERS, Reducer, file_latency, macs_share, meet, tokens_by_block
+from vitalk.systems.repq_vit import repq_vit
 
 SMALL = {"img_size": 32, "patch_size": 4, "embed_dim": 24, "depth": 4, "num_heads": 2, "num_classes": 5}
 
@@ -66,3 +69,21 @@ def test_the_latency_is_that_of_the_finished_file(tmp_path):
     cost = file_latency(loaded, lambda reduced: finished.append(reduced) or reduced, tmp_path)
     reduced = REDUCERS["tome"].make(model, 4, None)
     assert 0 < cost(reduced) < 1000 and finished == [reduced] and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", REDUCERS)
+def test_reduced_and_quantized_to_int8_the_file_still_agrees(name, tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", **SMALL).eval()
+    reducer = REDUCERS[name]
+    strengths = reducer.strengths(model)
+    reduced = reducer.make(model, strengths[len(strengths) // 3], None)
+    pictures = torch.randn(8, 3, 32, 32)
+    labels = [str(i) for i in range(5)]
+    for kind, built in {"float": reduced, "int8": repq_vit(reduced, pictures, 8, 8, attention="float")}.items():
+        # The export compares with torch on batches of two and of one.
+        file = export_onnx(built, tmp_path / f"{kind}.onnx", Preprocess((32, 32)), labels)
+        run, _ = open_engine(file)
+        with torch.inference_mode():
+            ours, theirs = built(pictures).numpy(), run(pictures.numpy())
+        assert theirs.shape == (8, 5) and (ours.argmax(1) == theirs.argmax(1)).mean() >= 7 / 8

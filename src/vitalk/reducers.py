@@ -16,6 +16,7 @@ from vitalk.deploy.runtime import open_engine
 from vitalk.errors import UserError
 from vitalk.systems.diffrate import diffrate, geometry, search, uniform
 from vitalk.systems.evit import evit
+from vitalk.systems.mctf import mctf
 from vitalk.vision.cost import count, latency
 from vitalk.vision.merging import tome
 from vitalk.vision.tokens import Trunk
@@ -52,6 +53,10 @@ def _tome(model: nn.Module, count: Strength, blocks: list[int] | None) -> Trunk:
     return tome(copy.deepcopy(model), [int(count) if block in chosen else 0 for block in range(depth)]).eval()
 
 
+def _mctf(model: nn.Module, count: Strength, blocks: list[int] | None) -> Trunk:
+    return mctf(copy.deepcopy(model), int(count), blocks).eval()
+
+
 def _by_hand(model: nn.Module, share: Strength, blocks: list[int] | None) -> Trunk:
     if blocks is not None:
         raise UserError("diffrate finds out by itself in which blocks it reduces; leave out --blocks")
@@ -79,6 +84,7 @@ def _pairs(model: nn.Module) -> list[Strength]:
 REDUCERS = {
     "evit": Reducer(_evit, _shares, 0.7, "keep"),
     "tome": Reducer(_tome, _pairs, 8, "merge"),
+    "mctf": Reducer(_mctf, _pairs, 8, "merge"),
     "diffrate": Reducer(_by_hand, _reachable, 0.65, "target-flops", _learned),
 }
 

@@ -88,6 +88,7 @@ TABLES = {
     "reproductions": reproduction_table,
     "bench": lambda: record_table("bench_vision", "vitalk bench vision"),
     "bench-backbones": lambda: record_table("bench_backbones", "vitalk bench backbones"),
+    "bench-reduce": lambda: record_table("bench_reduce", "vitalk bench reduce"),
     "bench-speech": lambda: record_table("bench_speech", "vitalk bench speech"),
     "eye": lambda: record_table("eye", "vitalk train recipes/eye/eye.yaml --preset cpu"),
 }
@@ -104,6 +105,9 @@ UNITS = {  # how large numbers are read: divisor, title
     "peak_bytes": (1e6, "peak MB"),
     "wer": (0.01, "WER, %"),
     "dnsmos": (1, "DNSMOS"),
+    "top1": (1, "top-1, %"),
+    "tuned_top1": (1, "tuned top-1, %"),
+    "tuned_spread": (1, "spread of seeds"),
     "torch_top1": (1, "top-1 in torch, %"),
     "file_top1": (1, "top-1 of the file, %"),
     "agreement": (1, "same answers, %"),

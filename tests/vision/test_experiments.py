@@ -7,7 +7,7 @@ import torch
 
 from vitalk.experiments import budget
 from vitalk.vision.classifier import Classifier
-from vitalk.vision.experiments import Comparison, Pictures, compare, fit, top1
+from vitalk.vision.experiments import Comparison, Pictures, compare, fit, top1, with_model
 
 SMALL = {"img_size": 8, "patch_size": 4, "embed_dim": 12, "depth": 1, "num_heads": 2}
 
@@ -74,3 +74,12 @@ def test_gains_are_paired_by_seed():
     mean, error = found.gain("ours", "base")
     assert mean == pytest.approx(4 / 3) and error == pytest.approx(1 / 3)
     assert math.isinf(Comparison({"ours": [50.0], "base": [40.0]}, 10, 32).gain("ours", "base")[1])
+
+
+def test_a_network_that_is_there_is_what_trains():
+    network = classifier().model
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    module = with_model(classifier(), network)
+    fit(module, colours(padding=0), 3, 32)
+    assert any(not torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert not network.blocks[0].attn.fused_attn

@@ -93,8 +93,37 @@ def backbones(
     _keep(output, lambda: contest(only or list(CONTESTS), repeats))
 
 
-def _keep(output: Path, measure: Callable[[], dict[str, Any]]) -> None:
-    """Print the record that ``measure`` returns as a table, and write both; nothing half-written stays."""
+@app.command()
+def reduce(
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Where the JSON goes; a .md and a .png are written beside.")
+    ] = Path("results/bench_reduce.json"),
+    minutes: Annotated[float, typer.Option(min=0.1, help="Time to spend; more makes the figures firmer.")] = 20.0,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the data sets [default: $VITALK_DATA or the user's cache].")
+    ] = None,
+) -> None:
+    """Every token reducer on DeiT-S (speed) and on the embedded classifier (accuracy): one table, one plot.
+
+    Needs the extra train. Run nothing else meanwhile.
+
+    Example: vitalk bench reduce --minutes 30
+    """
+    from vitalk.benchmarks.reduce import compare, draw
+    from vitalk.files import data_root
+
+    if data is not None and not data.is_dir():
+        raise UserError(f"--data: there is no folder {data}; name the one that holds images/")
+    _keep(output, lambda: compare(minutes, data or data_root()), draw)
+
+
+def _keep(
+    output: Path, measure: Callable[[], dict[str, Any]], draw: Callable[[dict[str, Any], Path], None] | None = None
+) -> None:
+    """Print the record that ``measure`` returns as a table, and write both, and the picture that ``draw`` makes.
+
+    Nothing half-written stays.
+    """
     import json
 
     from vitalk.files import staging
@@ -106,6 +135,8 @@ def _keep(output: Path, measure: Callable[[], dict[str, Any]]) -> None:
         drawn = table(record) + "\n"
         (partial / output.name).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         (partial / output.with_suffix(".md").name).write_text(drawn, encoding="utf-8")
+        if draw is not None:
+            draw(record, partial / output.with_suffix(".png").name)
     print(drawn)
 
 

@@ -13,10 +13,10 @@ import typer
 from vitalk.errors import UserError, nearest
 from vitalk.files import staging
 
-TOKENS, QUANT = ["evit", "tome", "diffrate"], ["repq-vit"]
+TOKENS, QUANT = ["evit", "tome", "mctf", "diffrate"], ["repq-vit"]
 DRAWN = 8  # pictures of --visualize
 # What says how much a reduction takes away.
-STRENGTHS = {"evit": "keep", "tome": "merge", "diffrate": "target-flops"}
+STRENGTHS = {"evit": "keep", "tome": "merge", "mctf": "merge", "diffrate": "target-flops"}
 SEARCH_BATCH = 32
 
 
@@ -28,7 +28,9 @@ def compress(
     keep: Annotated[
         float | None, typer.Option(help="evit: share of the patches that stay at each reduction, in (0, 1]; 0.7.")
     ] = None,
-    merge: Annotated[int | None, typer.Option(min=1, help="tome: pairs of tokens that each block merges; 8.")] = None,
+    merge: Annotated[
+        int | None, typer.Option(min=1, help="tome, mctf: pairs of tokens that each block merges; 8.")
+    ] = None,
     target_flops: Annotated[
         float | None, typer.Option(help="Find the strength: share of the multiply-accumulates that may remain, (0, 1].")
     ] = None,

@@ -14,6 +14,7 @@ from rich.table import Table
 from vitalk.deploy.load import timm_transform
 from vitalk.deploy.onnx_export import export_onnx
 from vitalk.deploy.runtime import Eye
+from vitalk.errors import UserError
 from vitalk.measurement import machine
 from vitalk.vision.cost import count, file_size, latencies, peak_memory
 
@@ -43,7 +44,10 @@ def _judge(model: Any, eye: Any, preprocess: Any, judged: Any, batch: int = 16) 
     for start in track(starts, "evaluating", console=Console(stderr=True)):
         pictures = [judged[i] for i in range(start, min(start + batch, len(judged)))]
         with torch.inference_mode():
-            ours = model(torch.stack([transform(p) for p, _ in pictures])).argmax(1).numpy()
+            logits = model(torch.stack([transform(p) for p, _ in pictures]))
+        if not logits.isfinite().all():
+            raise UserError("the model answers NaN or infinite logits to some of the pictures; check its weights")
+        ours = logits.argmax(1).numpy()
         theirs = eye.logits(np.stack([eye.preprocess(p) for p, _ in pictures])).argmax(1)
         decided += zip(ours, theirs, (label for _, label in pictures), strict=True)
     a, b, truth = np.array(decided).T

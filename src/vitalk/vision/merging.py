@@ -37,12 +37,21 @@ class Merge:
         kept, moved = take(x, self.kept), take(x, self.moved)
         if weight is not None:
             kept, moved = _scale(kept, take(weight, self.kept)), _scale(moved, take(weight, self.moved))
+        if x.dim() == 2:
+            return kept.scatter_add(1, self.into, moved)
         index = flat(self.into, kept.shape[1])
         return kept.flatten(0, 1).index_add(0, index, moved.flatten(0, 1)).unflatten(0, kept.shape[:2])
 
     def mean(self, x: Tensor, weight: Tensor) -> Tensor:
-        """x [batch, tokens, ...] -> [batch, kept, ...], means weighted by ``weight`` [batch, tokens]."""
-        return _scale(self.sums(x, weight), 1 / self.sums(weight))
+        """x [batch, tokens, ...] -> [batch, kept, ...], means weighted by ``weight`` [batch, tokens].
+
+        Each token that stays moves towards those that went into it by their share of the weight: one pass over the
+        tokens that stay, and the rest on those few that move.
+        """
+        kept, share = take(x, self.kept), take(weight, self.moved) / take(self.sums(weight), self.into)
+        rows, index = kept.flatten(0, 1), flat(self.into, kept.shape[1])
+        step = take(x, self.moved).flatten(0, 1) - rows.index_select(0, index)
+        return rows.index_add_(0, index, _scale(step, share.flatten())).unflatten(0, kept.shape[:2])
 
     def unmerge(self, x: Tensor) -> Tensor:
         """x [batch, kept, ...] -> [batch, kept + moved, ...] in the old order, merged tokens as what they went into.
@@ -176,5 +185,5 @@ def schedule(depth: int, r: int | Sequence[int], inflect: float = 0.0) -> list[i
 
 
 def _scale(x: Tensor, by: Tensor) -> Tensor:
-    """x [batch, tokens, ...] times one number a token."""
-    return x * by.reshape(*by.shape, *[1] * (x.dim() - 2)).to(x.dtype)
+    """x [..., dim, ...] times one number for each of its leading indices."""
+    return x * by.reshape(*by.shape, *[1] * (x.dim() - by.dim())).to(x.dtype)

@@ -107,10 +107,19 @@ class Trunk(Wrapper):
 
         images: [batch, channels, height, width].
         """
+        tokens = self.embed(images)
+        yield tokens
+        yield from self.onward(tokens)
+
+    def embed(self, images: Tensor) -> Tokens:
+        """images [batch, channels, height, width] -> the tokens that enter the first block."""
         vit = self.vit
         x = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
-        tokens = Tokens(x, source=self._identity_source(x) if self.trace else None)
-        yield tokens
+        return Tokens(x, source=self._identity_source(x) if self.trace else None)
+
+    def onward(self, tokens: Tokens) -> Iterator[Tokens]:
+        """The tokens that leave each block, given those that enter the first."""
+        vit = self.vit
         for block, reducer in zip(vit.blocks, self.reducers, strict=True):
             if vit.grad_checkpointing and torch.is_grad_enabled():
                 tokens = checkpoint(reducer.through, block, tokens, use_reentrant=False)
@@ -126,17 +135,17 @@ class Trunk(Wrapper):
         """images [batch, channels, height, width] -> logits [batch, classes]."""
         return self.classify(self.forward_tokens(images))
 
-    def classify(self, tokens: Tokens) -> Tensor:
-        """Normalised tokens -> logits [batch, classes].
+    def classify(self, tokens: Tokens, pre_logits: bool = False) -> Tensor:
+        """Normalised final tokens -> logits [batch, classes], or the pooled features before the head.
 
         Models that pool by the mean weigh each token by its size, so that merging like patches changes nothing
         (as in ToMe's code for MAE).
         """
         if tokens.size is None or self.vit.global_pool != "avg":
-            return self.forward_head(tokens.features)
+            return self.forward_head(tokens.features, pre_logits)
         pooled = 0 if self.vit.pool_include_prefix else self.num_prefix_tokens
         weight = tokens.size / tokens.size[:, pooled:].mean(1, keepdim=True)
-        return self.forward_head(tokens.features * weight[..., None].to(tokens.features.dtype))
+        return self.forward_head(tokens.features * weight[..., None].to(tokens.features.dtype), pre_logits)
 
     def _identity_source(self, x: Tensor) -> Tensor:
         prefix = self.vit.num_prefix_tokens
@@ -233,6 +242,8 @@ def take(x: Tensor | None, index: Tensor) -> Tensor | None:
     """
     if x is None:
         return None
+    if x.dim() == 2:
+        return x.gather(1, index)
     return x.flatten(0, 1).index_select(0, flat(index, x.shape[1])).unflatten(0, index.shape)
 
 

@@ -16,7 +16,7 @@ from vitalk.experiments import budget
 from vitalk.measurement import Measurement, Verdict
 from vitalk.vision.classifier import Classifier
 from vitalk.vision.cost import count, latencies
-from vitalk.vision.experiments import Pictures, fit, top1
+from vitalk.vision.experiments import Pictures, fit, top1, with_model
 from vitalk.vision.tokens import Trunk
 
 from .method import KeepAttentive, evit
@@ -96,11 +96,7 @@ def tune(model: nn.Module, train: Pictures, steps: int, seed: int, tick: Callabl
     """Fine-tune ``model`` in place; the median seconds of a step. A seed gives all models the same batches."""
     seed_everything(seed, verbose=False)
     classifier = Classifier(MODEL, num_classes=10, lr=1e-4, warmup_steps=steps // 10)
-    classifier.model = model
-    for module in model.modules():
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = False  # as ``Classifier`` does for its own model: few tokens train faster so
-    return fit(classifier, train, steps, BATCH, tick)
+    return fit(with_model(classifier, model), train, steps, BATCH, tick)
 
 
 def fine_tuned(

@@ -15,7 +15,7 @@ from vitalk.deploy.load import load_model
 from vitalk.experiments import Budget, budget
 from vitalk.measurement import Measurement, Verdict
 from vitalk.vision.cost import latencies
-from vitalk.vision.experiments import Pictures, fit, top1
+from vitalk.vision.experiments import Pictures, fit, top1, with_model
 
 from .convert import shiftadd
 from .costs import KernelCost, kernel_costs
@@ -93,11 +93,7 @@ def tune(
     """Fine-tune ``model`` in place; the median seconds of a step. A seed gives all models the same batches."""
     seed_everything(seed, verbose=False)
     classifier = ShiftAddClassifier(MODEL, num_classes=10, lr=lr, warmup_steps=steps // 10)
-    classifier.model = model
-    for module in model.modules():
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = False  # as ``Classifier`` does for its own model: few tokens train faster so
-    return fit(classifier, train, steps, BATCH, tick)
+    return fit(with_model(classifier, model), train, steps, BATCH, tick)
 
 
 def by_stages(
