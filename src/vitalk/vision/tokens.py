@@ -249,6 +249,8 @@ def take(x: Tensor | None, index: Tensor) -> Tensor | None:
 
 def flat(index: Tensor, count: int) -> Tensor:
     """Positions [batch, chosen] among ``count`` tokens -> positions [batch * chosen] in the flattened batch."""
+    if index.shape[0] == 1:  # an exported graph has the general form
+        return index.flatten()
     return (index + count * torch.arange(index.shape[0], device=index.device)[:, None]).flatten()
 
 

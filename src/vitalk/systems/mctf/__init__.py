@@ -21,8 +21,8 @@ The state dict is the plain model's, so official MCTF and DeiT checkpoints load 
 
 Which is faster: the published setting (``mode="ahead"``, 16 tokens in 11 blocks) never fuses the map itself but gives
 its columns the values of the fused tokens, and costs less than ``"precise"`` at every batch size, since that one needs
-the same map for its scores and attention anew. Fusing more in fewer blocks (``mctf_fast_*``) is faster still than its
-multiply-accumulates say, at batch 1 above all, where the small operations of each fusion count.
+the same map for its scores and attention anew. Fusing more in fewer blocks (``mctf_fast_*``) is the faster of the two
+at batch 1, although it multiplies more: there the many small operations of each fusion count.
 
 Differences from the release: scores are scaled freely where no order changes; prefix tokens beside the class token are
 protected (the release protects a patch instead); ten tokens are left for shares too; sizes, ``r`` and sources belong
