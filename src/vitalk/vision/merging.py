@@ -42,13 +42,15 @@ class Merge:
         index = flat(self.into, kept.shape[1])
         return kept.flatten(0, 1).index_add(0, index, moved.flatten(0, 1)).unflatten(0, kept.shape[:2])
 
-    def mean(self, x: Tensor, weight: Tensor) -> Tensor:
+    def mean(self, x: Tensor, weight: Tensor, whole: Tensor | None = None) -> Tensor:
         """x [batch, tokens, ...] -> [batch, kept, ...], means weighted by ``weight`` [batch, tokens].
 
+        whole: ``sums(weight)``, where it is known.
         Each token that stays moves towards those that went into it by their share of the weight: one pass over the
         tokens that stay, and the rest on those few that move.
         """
-        kept, share = take(x, self.kept), take(weight, self.moved) / take(self.sums(weight), self.into)
+        whole = self.sums(weight) if whole is None else whole
+        kept, share = take(x, self.kept), take(weight, self.moved) / take(whole, self.into)
         rows, index = kept.flatten(0, 1), flat(self.into, kept.shape[1])
         step = take(x, self.moved).flatten(0, 1) - rows.index_select(0, index)
         return rows.index_add_(0, index, _scale(step, share.flatten())).unflatten(0, kept.shape[:2])
@@ -72,9 +74,10 @@ def apply_merge(tokens: Tokens, merge: Merge, weight: Tensor | None = None) -> T
     """
     x = tokens.features
     size = torch.ones(x.shape[:2], dtype=x.dtype, device=x.device) if tokens.size is None else tokens.size
-    weight = size if weight is None else weight
-    source = None if tokens.source is None else merge.mean(tokens.source, weight)
-    return replace(tokens, features=merge.mean(x, weight), size=merge.sums(size), source=source)
+    sizes = merge.sums(size)
+    weight, whole = (size, sizes) if weight is None else (weight, merge.sums(weight))
+    source = None if tokens.source is None else merge.mean(tokens.source, weight, whole)
+    return replace(tokens, features=merge.mean(x, weight, whole), size=sizes, source=source)
 
 
 def cosines(metric: Tensor) -> Tensor:
