@@ -31,13 +31,25 @@ def test_free_reduction_has_the_same_tokens_and_fewer_macs(make):
 def test_speeds_are_set_against_macs(monkeypatch):
     monkeypatch.setattr(reduce, "DEIT", "deit_tiny_patch16_224")
     monkeypatch.setattr(reduce, "latencies", lambda runs, **_: {name: 2.0 if name == "plain" else 1.0 for name in runs})
+    asked = []
+    monkeypatch.setattr(
+        reduce, "file_latencies", lambda models, _: asked.append(models) or {16: {n: 1.0 for n in models}}
+    )
     rows = reduce.speeds(1.0, lambda *_: None)
     assert list(rows) == ["plain", *reduce.PAPERS]
     for name, row in rows.items():
         assert row["ratio_1"] == (1 if name == "plain" else 2) and row["images_16"] == (8 if name == "plain" else 16)
     evit = rows["evit"]
     assert 1.4 < evit["ratio_macs"] < 1.6 and evit["gain_1_fraction"] == pytest.approx(2 / evit["ratio_macs"])
-    assert evit["overhead_16_fraction"] == 0
+    assert evit["overhead_16_fraction"] == 0 and list(asked[0]) == list(rows)
+    assert evit["ratio_onnx_16"] == 1 and evit["gain_onnx_16_fraction"] == pytest.approx(1 / evit["ratio_macs"])
+
+
+def test_files_are_timed_in_turns(monkeypatch):
+    model = timm.create_model("vit_tiny_patch16_224", **{**SMALL, "img_size": 224, "patch_size": 56})
+    monkeypatch.setattr(reduce, "BATCHES", (1, 3))
+    taken = reduce.file_latencies({"plain": model.eval()}, 0.1)
+    assert list(taken) == [1, 3] and all(0 < found["plain"] < 1 for found in taken.values())
 
 
 def test_all_methods_are_judged_at_the_same_cost_and_drawn(monkeypatch, tmp_path):

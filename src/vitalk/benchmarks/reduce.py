@@ -6,17 +6,22 @@ CIFAR-10, every method at the same MACs, as it is and after the same short fine-
 
 import copy
 import statistics
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from lightning import seed_everything
 from torch import Tensor, nn
 
+from vitalk.deploy.onnx_export import export_onnx
+from vitalk.deploy.preprocess import Preprocess
+from vitalk.deploy.runtime import open_engine
 from vitalk.experiments import Budget, budget
 from vitalk.measurement import machine
 from vitalk.reducers import REDUCERS, Reducer, macs_share, meet, tokens_by_block
@@ -37,10 +42,11 @@ SHARE = 0.8  # of the MACs that every method may spend on CIFAR-10; half of the 
 SEARCH = 200  # steps of DiffRate's search
 SEEDS, BATCH, RATE = 2, 128, 1e-4
 NOTE = (
-    "Pictures a second in eager torch, medians, taken in turns; ratios to the plain model. gain: of the MACs' ratio, "
-    "what the clock shows. overhead: against the same numbers of tokens chosen for free. top-1 is the embedded "
-    "classifier's on CIFAR-10 at {share:.0%} of its MACs, off the shelf and after {steps} steps of batch {batch}, "
-    "mean of {seeds} seeds; SiT's modules are trained by its own distillation in these steps."
+    "Pictures a second in eager torch, medians, taken in turns; ratios to the plain model, in torch and (onnx) of "
+    "the exported files in onnxruntime. gain: what the clock shows of the MACs' ratio. overhead: in torch, against "
+    "the same numbers of tokens chosen for free. top-1 is the embedded classifier's on CIFAR-10 at {share:.0%} of "
+    "its MACs, off the shelf and after {steps} steps of batch {batch}, mean of {seeds} seeds; SiT's modules are "
+    "trained by its own distillation in these steps."
 )
 
 Make = Callable[[nn.Module], Trunk]
@@ -83,7 +89,7 @@ def truncated(reduced: Trunk, image: Tensor) -> Trunk:
 def speeds(seconds: float, tick: Callable[..., object]) -> dict[str, dict[str, Any]]:
     """By method, the plain DeiT-S first: setting, GMACs, pictures a second, gains and overhead.
 
-    seconds: to be spent on each batch size.
+    seconds: to be spent on each batch size, in torch and in onnxruntime.
     """
     torch.manual_seed(0)
     plain, image = timm.create_model(DEIT).eval(), torch.randn(1, 3, 224, 224)
@@ -107,7 +113,27 @@ def speeds(seconds: float, tick: Callable[..., object]) -> dict[str, dict[str, A
             if name != "plain":
                 row[f"gain_{batch}_fraction"] = row[f"ratio_{batch}"] / row["ratio_macs"]
                 row[f"overhead_{batch}_fraction"] = taken[name] / taken[f"{name}, free"] - 1
+    tick("DeiT-S in onnxruntime")
+    for batch, taken in file_latencies(models, seconds).items():
+        for name, row in rows.items():
+            row[f"ratio_onnx_{batch}"] = taken["plain"] / taken[name]
+            if name != "plain":
+                row[f"gain_onnx_{batch}_fraction"] = row[f"ratio_onnx_{batch}"] / row["ratio_macs"]
     return rows
+
+
+def file_latencies(models: dict[str, nn.Module], seconds: float) -> dict[int, dict[str, float]]:
+    """By batch size, the seconds that each model's ONNX file takes in onnxruntime, in turns."""
+    with tempfile.TemporaryDirectory() as folder:
+        runs = {}
+        for i, (name, model) in enumerate(models.items()):
+            preprocess, labels = Preprocess(), [str(label) for label in range(model.num_classes)]
+            runs[name], _ = open_engine(export_onnx(model, Path(folder) / f"{i}.onnx", preprocess, labels))
+        taken = {}
+        for batch in BATCHES:
+            images = np.random.default_rng(0).standard_normal((batch, 3, 224, 224), np.float32)
+            taken[batch] = latencies({name: partial(run, images) for name, run in runs.items()}, 2, 100, seconds)
+    return taken
 
 
 @dataclass
@@ -187,7 +213,7 @@ def accuracies(train: Pictures, test: Pictures, time: Budget) -> tuple[dict[str,
 def compare(minutes: float, data: Path) -> dict[str, Any]:
     """A record with a row a method. minutes: the time that it may take. data: the data root."""
     with budget("reducers", minutes) as time:
-        rows = speeds(0.15 * 60 * minutes, time.tick)
+        rows = speeds(0.08 * 60 * minutes, time.tick)
         train = Pictures.cifar10(data, "train", padding=4)
         test = Pictures.cifar10(data, "test", int(min(10_000, max(500, 500 * minutes))))
         judged, steps = accuracies(train, test, time)
