@@ -29,7 +29,7 @@ class Priced(nn.Module):
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=40), st.integers(0, 1000))
 def test_the_weakest_that_is_cheap_enough(costs, target):
     costs = sorted(costs, reverse=True)
-    reducer = Reducer(lambda _, i, __: Priced(costs[int(i)]), lambda _: range(len(costs)), 0, "merge")
+    reducer = Reducer(lambda _, i, __: Priced(costs[int(i)]), lambda _: range(len(costs)), 0)
 
     def found():
         return meet(reducer, nn.Identity(), None, lambda model: model.cost, target)

@@ -31,14 +31,13 @@ class Reducer:
 
     make: (model, strength, blocks) -> the reduced model, which shares nothing with the one given. blocks: those that
     reduce, None for the paper's. strengths: of a model, the weakest first; default: where neither a strength nor a
-    target is named. option: what ``vitalk compress`` calls the strength.
+    target is named.
     learn: (model, strength, batches, steps) -> the same, better: from labelled pictures; None where nothing is learned.
     """
 
     make: Callable[[nn.Module, Strength, list[int] | None], Trunk]
     strengths: Callable[[nn.Module], Sequence[Strength]]
     default: Strength
-    option: str
     learn: Callable[[nn.Module, Strength, DataLoader, int], Trunk] | None = None
 
 
@@ -82,10 +81,10 @@ def _pairs(model: nn.Module) -> list[Strength]:
 
 
 REDUCERS = {
-    "evit": Reducer(_evit, _shares, 0.7, "keep"),
-    "tome": Reducer(_tome, _pairs, 8, "merge"),
-    "mctf": Reducer(_mctf, _pairs, 8, "merge"),
-    "diffrate": Reducer(_by_hand, _reachable, 0.65, "target-flops", _learned),
+    "evit": Reducer(_evit, _shares, 0.7),
+    "tome": Reducer(_tome, _pairs, 8),
+    "mctf": Reducer(_mctf, _pairs, 8),
+    "diffrate": Reducer(_by_hand, _reachable, 0.65, _learned),
 }
 
 

@@ -139,3 +139,11 @@ def test_a_schedule_is_searched_saved_and_used_again(model_path, picture_folder,
     found, again = (json.loads((tmp_path / name / "report.json").read_text()) for name in "ab")
     assert found["rows"][1]["macs"] == again["rows"][1]["macs"] < found["rows"][0]["macs"]
     assert found["settings"]["tokens behind each block"] == again["settings"]["tokens behind each block"]
+
+
+def test_the_verb_knows_every_reducer():
+    from vitalk.cli.compress import STRENGTHS
+    from vitalk.reducers import REDUCERS
+
+    assert set(STRENGTHS) == set(REDUCERS)
+    assert all((option == "target-flops") == (REDUCERS[name].learn is not None) for name, option in STRENGTHS.items())

@@ -161,7 +161,7 @@ def contestants(train: Pictures, tick: Callable[..., object]) -> dict[str, Conte
             model = reducer.make(plain, meet(reducer, plain, None, share, SHARE), None)
         found[name] = Contestant(model, True, partial(plainly, model))
     keeps = [percent / 100 for percent in range(99, 29, -1)]  # less would leave nothing after three slimmings
-    slimming = Reducer(lambda vit, keep, _: sit(copy.deepcopy(vit), keep), lambda _: keeps, 0.5, "keep")
+    slimming = Reducer(lambda vit, keep, _: sit(copy.deepcopy(vit), keep), lambda _: keeps, 0.5)
     keep = meet(slimming, plain, None, share, SHARE)
     found["sit"] = Contestant(slimming.make(plain, keep, None).eval(), False, partial(distilling, keep))
     return found

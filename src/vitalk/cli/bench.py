@@ -98,7 +98,9 @@ def reduce(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Where the JSON goes; a .md and a .png are written beside.")
     ] = Path("results/bench_reduce.json"),
-    minutes: Annotated[float, typer.Option(min=0.1, help="Time to spend; more makes the figures firmer.")] = 20.0,
+    minutes: Annotated[
+        float, typer.Option(min=0.1, max=1440, help="Time to spend; more makes the figures firmer.")
+    ] = 20.0,
     data: Annotated[
         Path | None, typer.Option(help="Folder of the data sets [default: $VITALK_DATA or the user's cache].")
     ] = None,

@@ -13,10 +13,10 @@ import typer
 from vitalk.errors import UserError, nearest
 from vitalk.files import staging
 
-TOKENS, QUANT = ["evit", "tome", "mctf", "diffrate"], ["repq-vit"]
 DRAWN = 8  # pictures of --visualize
 # What says how much a reduction takes away.
 STRENGTHS = {"evit": "keep", "tome": "merge", "mctf": "merge", "diffrate": "target-flops"}
+TOKENS, QUANT = [*STRENGTHS], ["repq-vit"]
 SEARCH_BATCH = 32
 
 
@@ -32,7 +32,10 @@ def compress(
         int | None, typer.Option(min=1, help="tome, mctf: pairs of tokens that each block merges; 8.")
     ] = None,
     target_flops: Annotated[
-        float | None, typer.Option(help="Find the strength: share of the multiply-accumulates that may remain, (0, 1].")
+        float | None,
+        typer.Option(
+            help="Find the strength: share that may remain of the MACs (of those that --prune leaves), (0, 1]."
+        ),
     ] = None,
     target_latency: Annotated[
         float | None, typer.Option(help="Find the strength: milliseconds that one picture may take on this machine.")
@@ -221,7 +224,7 @@ def _reduced(loaded: Any, image: Any, plan: Plan, finish: Any, folder: Path, set
 
     reducer, strength = REDUCERS[plan.tokens], plan.strength
     share = macs_share(loaded.model, image)
-    if plan.target_flops is not None and reducer.option == "target-flops":
+    if plan.target_flops is not None and STRENGTHS[plan.tokens] == "target-flops":
         strength = plan.target_flops
     elif plan.target_flops is not None:
         strength = meet(reducer, loaded.model, plan.blocks, share, plan.target_flops)

@@ -27,11 +27,12 @@ Any plain timm ViT or DeiT and PVTv2-B0 to B5 convert. Attention: "msa" (PVTv2 w
 stage attention stays softmax and its projections dense. The exported ONNX file holds the simulated form in float32,
 with any batch size; of a mixture both experts are computed there for all tokens, and the router's choice selects.
 
-What a CPU gains. ``integer`` runs MatShift and MatAdd as C++ (compiled once into the user's cache, else numpy with the
-same integers). MatAdd is about as fast as a dense float32 product, faster where there are many rows; MatShift is two to
-three times slower, since a vector unit multiplies and adds in one instruction and shifts, negates and adds in three,
-and int8 products are faster still. Weights take a byte each. The paper's speed needs its GPU kernels or an accelerator;
-what is faster here is the linear attention as such, a little, with thousands of tokens.
+What a CPU gains: nothing in time. ``integer`` runs MatShift and MatAdd as C++ (compiled once into the user's cache,
+else numpy with the same integers). By ``kernel_costs`` on one thread of a server processor MatShift takes twice as long
+as a dense float32 product, its exact form three to four times and int8 a fifth, since a vector unit multiplies and adds
+in one instruction and shifts, negates and adds in three. MatAdd takes as long as float32 or up to a quarter more, and
+a sixth less where there are thousands of rows. Weights take a byte each. The paper's speed needs its GPU kernels or an
+accelerator; the linear attention itself is what is faster here with thousands of tokens.
 
 Ours, where paper and release differ or say nothing: binary codes are compared with each picture's own mean
 (``statistics="batch"`` is the release's, whose answers depend on the batch); outputs of mixtures are weighted by the
