@@ -29,17 +29,24 @@ class Budget:
 
 
 @contextmanager
-def budget(title: str, minutes: float) -> Iterator[Budget]:
-    """A ``Budget`` of so many minutes, within which Lightning keeps its advice on short runs to itself."""
+def quiet() -> Iterator[None]:
+    """Within it Lightning keeps its advice on short runs to itself."""
     log = logging.getLogger("lightning.pytorch")
     level = log.level
     log.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), Progress(transient=True) as progress:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            yield Budget(title, 60 * minutes, progress)
+            yield
     finally:
         log.setLevel(level)
+
+
+@contextmanager
+def budget(title: str, minutes: float) -> Iterator[Budget]:
+    """A ``Budget`` of so many minutes; Lightning is ``quiet`` within it."""
+    with quiet(), Progress(transient=True) as progress:
+        yield Budget(title, 60 * minutes, progress)
 
 
 class _Clock(Callback):

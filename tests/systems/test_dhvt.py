@@ -20,6 +20,7 @@ from vitalk.deploy.preprocess import Preprocess
 from vitalk.deploy.runtime import Eye
 from vitalk.errors import UserError
 from vitalk.files import data_root
+from vitalk.nn.quant import expose, sites
 from vitalk.systems.dhvt import (
     DAFF,
     DHVT,
@@ -35,7 +36,6 @@ from vitalk.training import run
 from vitalk.vision.checkpoints import load_matching
 from vitalk.vision.cost import count
 from vitalk.vision.experiments import Comparison
-from vitalk.vision.quant import expose, sites
 from vitalk.vision.tokens import TokenReducer, Trunk
 
 PARAMS = {

@@ -18,6 +18,7 @@ from vitalk.deploy.onnx_export import export_onnx
 from vitalk.deploy.preprocess import Preprocess
 from vitalk.deploy.runtime import open_engine
 from vitalk.errors import UserError
+from vitalk.nn.quant import expose
 from vitalk.systems.dimap import (
     Masks,
     SparseLinear,
@@ -42,7 +43,6 @@ from vitalk.systems.dimap.scores import loss_gradients
 from vitalk.systems.dimap.slim import resize, shape
 from vitalk.systems.dimap.storage import packed_size
 from vitalk.vision.cost import count
-from vitalk.vision.quant import expose
 from vitalk.vision.tokens import TokenReducer, Trunk
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}

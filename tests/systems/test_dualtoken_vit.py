@@ -19,6 +19,7 @@ from vitalk.deploy.preprocess import Preprocess
 from vitalk.deploy.runtime import Eye
 from vitalk.errors import UserError
 from vitalk.files import data_root
+from vitalk.nn.quant import expose
 from vitalk.systems.dualtoken_vit import (
     BiDimAttention,
     ConvEncoder,
@@ -37,7 +38,6 @@ from vitalk.vision.checkpoints import load_matching
 from vitalk.vision.classifier import Classifier
 from vitalk.vision.cost import count
 from vitalk.vision.experiments import Comparison, Pictures
-from vitalk.vision.quant import expose
 
 SIZES = {  # parameters, multiply-accumulates at 224 pixels rounded to 0.1 G, widths
     "dualtoken_vit_tiny_mix": (6_363_790, 0.5, (32, 96, 192)),

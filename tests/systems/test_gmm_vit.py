@@ -17,6 +17,7 @@ from vitalk.deploy.runtime import Eye
 from vitalk.errors import UserError
 from vitalk.files import data_root
 from vitalk.nn.attention import MatMul, SiteAttention
+from vitalk.nn.quant import expose
 from vitalk.systems.evit import evit
 from vitalk.systems.gmm_vit import (
     GMMT2T,
@@ -33,7 +34,6 @@ from vitalk.systems.gmm_vit import (
 from vitalk.vision.checkpoints import load_matching
 from vitalk.vision.classifier import Classifier
 from vitalk.vision.experiments import Comparison
-from vitalk.vision.quant import expose
 from vitalk.vision.tokens import TokenReducer, Trunk
 
 TINY = {"embed_dim": 24, "depth": 2, "num_heads": 2}

@@ -12,11 +12,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import nn
 
-from tests.vision.quant.test_sites import tiny_swin, tiny_vit
+from tests.nn.quant.test_sites import tiny_swin, tiny_vit
 from vitalk.errors import UserError
-from vitalk.systems.repq_vit import parse_bits, repq_vit, restore
-from vitalk.systems.repq_vit.reproduce import VARIANTS, judge
-from vitalk.vision.quant import (
+from vitalk.nn.quant import (
     LogSqrt2Quantizer,
     QuantConv2d,
     QuantLinear,
@@ -26,6 +24,8 @@ from vitalk.vision.quant import (
     sites,
     switched_off,
 )
+from vitalk.systems.repq_vit import parse_bits, repq_vit, restore
+from vitalk.systems.repq_vit.reproduce import VARIANTS, judge
 
 MODELS = {"vit": (tiny_vit, 16), "swin": (tiny_swin, 32)}
 

@@ -20,6 +20,7 @@ from vitalk.deploy.preprocess import Preprocess
 from vitalk.deploy.runtime import Eye
 from vitalk.errors import UserError
 from vitalk.files import data_root
+from vitalk.nn.quant import expose, sites
 from vitalk.systems.tic import (
     MSAConv,
     MSAConvLayer,
@@ -36,7 +37,6 @@ from vitalk.training import run
 from vitalk.vision.checkpoints import load_matching
 from vitalk.vision.cost import count
 from vitalk.vision.experiments import Comparison, Pictures
-from vitalk.vision.quant import expose, sites
 
 PARITY = Path(__file__).parents[1] / "parity"
 PARAMS = {"tic_tiny": 13_623_528, "tic_small": 30_236_008, "tic_tiny_cifar": 554_282}

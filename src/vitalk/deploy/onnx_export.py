@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from vitalk.deploy.preprocess import Preprocess
 from vitalk.errors import UserError
-from vitalk.vision.quant import expose, fold_batch_norms
-from vitalk.vision.quant.export import TRANSLATIONS, check_exportable, fold_weights
+from vitalk.nn.quant import expose, fold_batch_norms
+from vitalk.nn.quant.export import TRANSLATIONS, check_exportable, fold_weights
 
 OPSET = 20
 AGREE = 2e-3  # relative distance between the file and torch; a rounding step of a quantizer may fall the other way

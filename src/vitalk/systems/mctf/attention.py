@@ -5,8 +5,8 @@ from timm.layers import Attention
 from torch import Tensor, nn
 
 from vitalk.nn.attention import SiteAttention
+from vitalk.nn.quant import QuantLinear
 from vitalk.vision.merging import Merge
-from vitalk.vision.quant import QuantLinear
 from vitalk.vision.tokens import flat, take
 
 

@@ -31,6 +31,8 @@ before the fold; ranges of whole tensors always hold zero; BatchNorms behind con
 Nothing is trained here. ``recipe.yaml`` (vitalk train repq-vit) trains the float network that is then quantized.
 """
 
-from .method import parse_bits, repq_vit, restore, skeleton
+from vitalk.nn.quant import parse_bits
+
+from .method import repq_vit, restore, skeleton
 
 __all__ = ["parse_bits", "repq_vit", "restore", "skeleton"]

@@ -1,33 +1,29 @@
 """RepQ-ViT: which quantizer sits where, and the calibration procedure."""
 
-import copy
-import re
+from functools import partial
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from vitalk.errors import UserError
-from vitalk.vision.quant import (
+from vitalk.nn.quant import (
     Log2Quantizer,
     LogSqrt2Quantizer,
-    QuantConv2d,
+    Policy,
     Quantizer,
     QuantLinear,
-    QuantMatMul,
     UniformQuantizer,
     calibrate,
-    expose,
     find_pairs,
     fold,
-    fold_batch_norms,
+    place,
     sites,
 )
-from vitalk.vision.quant.calibrate import check
+from vitalk.nn.quant.calibrate import check
 
 Attention = Literal["log-sqrt2", "log2", "uniform", "float"]
 NormInputs = Literal["reparameterized", "channel", "tensor"]
-IMAGE_BITS = 8
 SOFTMAX: dict[str, type[Quantizer]] = {
     "log-sqrt2": LogSqrt2Quantizer,
     "log2": Log2Quantizer,
@@ -102,30 +98,9 @@ def skeleton(
     model: nn.Module, weight_bits: int, act_bits: int, attention: Attention = "log-sqrt2", integer: bool = True
 ) -> nn.Module:
     """A copy of ``model`` with all quantizers in place, none of them fitted."""
-    for name, bits in (("weight_bits", weight_bits), ("act_bits", act_bits)):
-        if bits not in range(2, 9):
-            raise UserError(f"{name} must be 2 to 8, got {bits}")
     if attention not in get_args(Attention):
         raise UserError(f"attention must be one of {', '.join(get_args(Attention))}, got {attention}")
-    model = expose(fold_batch_norms(copy.deepcopy(model).eval()), attention=attention != "float")
-    first = True
-    for site in sites(model).values():
-        if isinstance(site, QuantMatMul):
-            site.left_quantizer, site.right_quantizer = UniformQuantizer(act_bits), UniformQuantizer(act_bits)
-            continue
-        site.weight_quantizer = UniformQuantizer(weight_bits, axis=0, symmetric=integer)
-        bits = IMAGE_BITS if first and isinstance(site, QuantConv2d) else act_bits
-        site.input_quantizer = UniformQuantizer(bits)
-        first = False
-    for module in model.modules():
-        if isinstance(product := getattr(module, "matmul2", None), QuantMatMul):
-            product.left_quantizer = SOFTMAX[attention](act_bits)
-    return model
-
-
-def parse_bits(text: str) -> tuple[int, int]:
-    """(weight_bits, act_bits) of a string such as "w4a8"; UserError for any other."""
-    found = re.fullmatch(r"w([2-8])a([2-8])", text.lower())
-    if not found:
-        raise UserError(f"bits are written like w8a8 or w4a4, each from 2 to 8, got {text}")
-    return int(found[1]), int(found[2])
+    weights = partial(UniformQuantizer, axis=0, symmetric=integer)
+    if attention == "float":
+        return place(model, weight_bits, act_bits, Policy(weights, products=None))
+    return place(model, weight_bits, act_bits, Policy(weights, softmax=SOFTMAX[attention]))

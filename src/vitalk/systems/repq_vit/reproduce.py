@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from vitalk.deploy.load import load_model
 from vitalk.experiments import budget
 from vitalk.measurement import Measurement, Verdict
+from vitalk.nn.quant import parse_bits
 from vitalk.vision.experiments import Pictures, top1
 
-from .method import parse_bits, repq_vit
+from .method import repq_vit
 
 MODEL = "vitalk_eye"
 CALIBRATION = 32  # pictures, as in the paper

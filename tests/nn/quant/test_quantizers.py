@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitalk.errors import UserError
-from vitalk.vision.quant import Log2Quantizer, LogSqrt2Quantizer, UniformQuantizer
-from vitalk.vision.quant.quantizers import PERCENTILES, SHRINK, extremes
+from vitalk.nn.quant import MINMAX, OMSE, Log2Quantizer, LogSqrt2Quantizer, Ranges, UniformQuantizer
+from vitalk.nn.quant.quantizers import PERCENTILES, SHRINK, extremes
 
 seeds = st.integers(0, 10_000)
 bits = st.integers(2, 8)
@@ -39,7 +39,7 @@ def test_logarithmic_has_one_value_more_for_zero(seed, bits, kind):
 
 def test_the_shift_form_of_sqrt2_is_the_power():
     codes = torch.arange(256, dtype=torch.float64)
-    torch.testing.assert_close(LogSqrt2Quantizer(8).values(codes), 2 ** (-codes / 2), rtol=1e-15, atol=0)
+    torch.testing.assert_close(LogSqrt2Quantizer(8).shares(codes), 2 ** (-codes / 2), rtol=1e-15, atol=0)
 
 
 @settings(deadline=None, max_examples=40)
@@ -58,14 +58,14 @@ def test_uniform_is_the_formula_code_by_code(seed, bits):
 @given(seed=seeds, rows=st.integers(1, 4), count=st.integers(1, 3000))
 def test_extremes_are_the_quantiles(seed, rows, count):
     x = torch.randn(rows, count, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    low, high = extremes(x, PERCENTILES)
-    p = np.array(PERCENTILES)
+    low, high = extremes(x, PERCENTILES.percentiles)
+    p = np.array(PERCENTILES.percentiles)
     np.testing.assert_allclose(high.numpy(), np.quantile(x.numpy(), p, axis=1), rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(low.numpy(), np.quantile(x.numpy(), 1 - p, axis=1), rtol=1e-9, atol=1e-12)
 
 
 def test_extremes_take_more_values_than_torch_quantile_does():
-    low, high = extremes(torch.arange(2**24 + 2**20, dtype=torch.float32)[None], PERCENTILES)
+    low, high = extremes(torch.arange(2**24 + 2**20, dtype=torch.float32)[None], PERCENTILES.percentiles)
     assert torch.all(low.diff(dim=0) < 0) and torch.all(high.diff(dim=0) > 0)
 
 
@@ -73,10 +73,9 @@ def test_extremes_take_more_values_than_torch_quantile_does():
 def test_no_candidate_is_better_than_the_chosen_one(quantizer):
     x = torch.randn(4000) ** 3
     error = (fitted(quantizer, x) - x).square().mean()
-    candidates = quantizer._candidates(x[None])
-    errors = [(quantizer._round(x[None], s[:, None], z[:, None]) - x).square().mean() for s, z in candidates]
-    assert len(errors) == (len(SHRINK) if quantizer.symmetric else len(PERCENTILES))
-    torch.testing.assert_close(error, min(errors))
+    errors = (quantizer.trial(x, *quantizer.candidates(x[None])) - x).square().mean(1)
+    assert len(errors) == (len(SHRINK.shares) if quantizer.symmetric else len(PERCENTILES.percentiles))
+    torch.testing.assert_close(error, errors.min())
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -137,3 +136,79 @@ def test_off_it_lets_everything_through_and_unfitted_it_refuses():
         quantizer(x)
     quantizer.enabled = False
     assert quantizer(x) is x
+
+
+def test_minmax_reaches_the_extremes_and_the_search_is_never_worse():
+    x = torch.cat([torch.randn(2000), torch.tensor([-9.0, 14.0])])
+    minmax = UniformQuantizer(4, ranges=MINMAX)
+    worst = (fitted(minmax, x) - x).square().mean()
+    assert math.isclose(float(minmax.scale), 23 / 15, rel_tol=1e-6)
+    assert (fitted(UniformQuantizer(4, ranges=OMSE), x) - x).square().mean() < 0.5 * worst
+
+
+def test_percentiles_bound_the_magnitudes_of_symmetric_ranges():
+    x = torch.cat([torch.linspace(-1, 1, 1001), torch.tensor([50.0])])
+    quantizer = UniformQuantizer(8, symmetric=True, ranges=Ranges((0.99,)))
+    quantizer.fit(x)
+    assert 0.95 < float(quantizer.scale) * 127 < 1.0
+
+
+def test_groups_share_a_scale():
+    x = torch.randn(6, 50) * torch.tensor([1.0, 1, 10, 10, 100, 100])[:, None]
+    grouped = fitted(UniformQuantizer(4, axis=0, groups=3), x)
+    each = [fitted(UniformQuantizer(4), part) for part in x.split(2)]
+    torch.testing.assert_close(grouped, torch.cat(each))
+
+
+def test_bits_may_change_until_it_is_fitted():
+    x = torch.randn(3000)
+    quantizer = UniformQuantizer(8)
+    quantizer.bits = 3
+    assert len(fitted(quantizer, x).unique()) <= 8
+    with pytest.raises(UserError, match="2 to 8"):
+        UniformQuantizer(9)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=seeds, axis=st.sampled_from([None, 0, -1]))
+def test_gradients_are_those_of_the_straight_through_formula(seed, axis):
+    """Against autograd through the same formula with a rounding whose gradient is 1."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(5, 4, dtype=torch.float64, generator=generator)
+    quantizer = UniformQuantizer(3, axis=axis)
+    quantizer.fit(0.6 * x)  # so that some of x is clipped
+    known = [p.clone() for p in (quantizer.scale, quantizer.zero_point)]
+    ours = [t.clone().requires_grad_() for t in (x, *known)]
+    theirs = [t.clone().requires_grad_() for t in (x, *known)]
+    weight = torch.randn(5, 4, dtype=torch.float64, generator=generator)
+    found = torch.ops.vitalk.quantize_dequantize(*ours, 0 if axis is None else axis, quantizer.low, quantizer.high)
+    (found * weight).sum().backward()
+
+    y, s, z = theirs
+    shape = {None: (), 0: (-1, 1), -1: (1, -1)}[axis]
+    s, z = (p.view(shape) if shape else p for p in (s, z))
+    steps = y / s
+    whole = (steps.round() + z).detach()
+    inside = (whole >= quantizer.low) & (whole <= quantizer.high)
+    passed = steps + (steps.round() - steps).detach() + z
+    expected = (torch.where(inside, passed, whole.clamp(quantizer.low, quantizer.high)) - z) * s
+    (expected * weight).sum().backward()
+    torch.testing.assert_close(found, expected)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_a_scale_can_be_learnt_and_fixed_again():
+    x = torch.randn(400)
+    quantizer = UniformQuantizer(4)
+    quantizer.fit(5 * x)  # far too wide
+    quantizer.learn()
+    optimizer = torch.optim.Adam(quantizer.parameters(), 0.02)
+    before = float((quantizer(x) - x).square().mean().detach())
+    for _ in range(60):
+        optimizer.zero_grad()
+        (quantizer(x) - x).square().mean().backward()
+        optimizer.step()
+    quantizer.learn(False)
+    assert not list(quantizer.parameters()) and "scale" in quantizer.state_dict()
+    assert float((quantizer(x) - x).square().mean()) < 0.5 * before

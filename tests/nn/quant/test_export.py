@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from tests.vision.quant.test_sites import tiny_vit
+from tests.nn.quant.test_sites import tiny_vit
 from vitalk.errors import UserError
+from vitalk.nn.quant import QuantLinear, UniformQuantizer, calibrate, expose, sites
+from vitalk.nn.quant.export import TRANSLATIONS, check_exportable, fold_weights
 from vitalk.systems.repq_vit import repq_vit
-from vitalk.vision.quant import QuantLinear, UniformQuantizer, calibrate, expose, sites
-from vitalk.vision.quant.export import TRANSLATIONS, check_exportable, fold_weights
 
 
 def exported(model, images):

@@ -10,7 +10,7 @@ from torch import nn
 
 from vitalk.errors import UserError
 from vitalk.nn.attention import SiteAttention, SiteWindowAttention
-from vitalk.vision.quant import (
+from vitalk.nn.quant import (
     QuantConv2d,
     QuantLinear,
     QuantMatMul,

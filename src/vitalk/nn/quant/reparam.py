@@ -1,6 +1,7 @@
 """Scale reparameterization: channel-wise quantizers behind LayerNorm, folded into it and into the next layer."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -114,33 +115,52 @@ def _users(last: Any) -> dict[Any, list[Any]]:
     return users
 
 
+Common = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
+
+
+def mean_scale(scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """RepQ-ViT's choice (arXiv 2212.08254): the means of channel scales and zero points [channels]."""
+    return scale, zero_point, scale.mean(), zero_point.mean()
+
+
 @torch.no_grad()
-def fold(norm: nn.LayerNorm, linears: list[QuantLinear], integer: bool = True) -> None:
+def fold(norm: nn.LayerNorm, linears: list[QuantLinear], integer: bool = True, common: Common = mean_scale) -> None:
     """Turn the channel-wise input quantizers of ``linears`` into one per tensor (arXiv 2212.08254).
 
     The ratios of scales and zero points go into the weights of ``norm``, their inverse into those of ``linears``,
-    whose float output stays what it was; a bias is created where there was none. Weight quantizers are fitted anew.
+    whose float output stays what it was; a bias is created where there was none. Weight quantizers that were fitted
+    are fitted anew.
+    common: (channel scales, zero points) -> (the same, changed where the method changes them, the common scale, the
+    common zero point), each scale positive.
     integer: round the common zero point into the code range; any value gives the same float network, but with a
     whole one, as runtimes demand, the rewritten pair also rounds exactly as the channel-wise quantizer did. The
     paper's code keeps the mean as it is.
     """
     wide = linears[0].input_quantizer
-    scale, zero_point = lifted(wide.scale, wide.zero_point)
-    common_scale, common_zero = scale.mean(), zero_point.mean()
+    scale, zero_point, common_scale, common_zero = common(*lifted(wide.scale, wide.zero_point))
     if integer:
         common_zero = common_zero.round().clamp(wide.low, wide.high)
-    ratio = scale / common_scale
-    shift = (common_zero - zero_point) * common_scale
+    absorb(norm, linears, scale / common_scale, (common_zero - zero_point) * common_scale)
+    for linear in linears:
+        narrow = UniformQuantizer(wide.bits)
+        narrow.scale, narrow.zero_point, narrow.enabled = common_scale, common_zero, linear.input_quantizer.enabled
+        linear.input_quantizer = narrow
+
+
+@torch.no_grad()
+def absorb(norm: nn.LayerNorm, linears: list[QuantLinear], ratio: Tensor, shift: Tensor) -> None:
+    """Make ``norm`` put out x / ratio - shift instead of x, and ``linears`` take it; the float network stays the same.
+
+    ratio, shift: [channels]. A bias is created where there was none; weight quantizers that were fitted are fitted
+    anew.
+    """
     norm.weight.div_(ratio)
     norm.bias.div_(ratio).sub_(shift)
     for linear in linears:
         linear.weight.mul_(ratio)
         moved = linear.weight @ shift
         linear.bias = nn.Parameter(moved if linear.bias is None else linear.bias + moved)
-        narrow = UniformQuantizer(wide.bits)
-        narrow.scale, narrow.zero_point, narrow.enabled = common_scale, common_zero, linear.input_quantizer.enabled
-        linear.input_quantizer = narrow
-        if linear.weight_quantizer is not None:
+        if linear.weight_quantizer is not None and linear.weight_quantizer.fitted:
             linear.weight_quantizer.fit(linear.weight)
 
 

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.vision.quant.test_sites import tiny_swin, tiny_vit
-from vitalk.vision.quant import QuantLinear, UniformQuantizer, expose, find_pairs, fold
-from vitalk.vision.quant.quantizers import round_trip
-from vitalk.vision.quant.reparam import lifted
+from tests.nn.quant.test_sites import tiny_swin, tiny_vit
+from vitalk.nn.quant import QuantLinear, UniformQuantizer, expose, find_pairs, fold
+from vitalk.nn.quant.quantizers import round_trip
+from vitalk.nn.quant.reparam import lifted
 
 
 def pair(seed, width=12, out=7, bias=True, dtype=torch.float64):

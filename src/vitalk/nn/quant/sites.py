@@ -61,10 +61,15 @@ class QuantConv2d(_WeightSite, nn.Conv2d):
         x, weight = self.quantized(x, self.weight)
         return self._conv_forward(x, weight, self.bias)
 
-    def _cuts_patches(self, x: Tensor) -> bool:
+    @property
+    def is_patch_embedding(self) -> bool:
+        """Whether it cuts pictures into patches that do not overlap."""
         plain = self.padding in ((0, 0), "valid") and self.dilation == (1, 1) and self.groups == 1
+        return plain and self.stride == self.kernel_size != (1, 1)
+
+    def _cuts_patches(self, x: Tensor) -> bool:
         divides = all(size % step == 0 for size, step in zip(x.shape[2:], self.stride, strict=True))
-        return plain and self.stride == self.kernel_size != (1, 1) and divides
+        return self.is_patch_embedding and divides
 
     def _as_product(self, x: Tensor) -> Tensor:
         """A patch embedding as cut and matrix product: runtimes do that in int8, with no quantizer on the output."""
@@ -75,6 +80,41 @@ class QuantConv2d(_WeightSite, nn.Conv2d):
         x, weight = self.quantized(x, self.weight.flatten(1))
         out = F.linear(x, weight, self.bias).transpose(1, 2)
         return out.reshape(batch, self.out_channels, height // down, width // right)
+
+
+class QuantConv1d(_WeightSite, nn.Conv1d):
+    """A convolution over time with quantizers on input [batch, in, frames] and weight [out, in, width]."""
+
+    @classmethod
+    def wrap(cls, layer: nn.Conv1d) -> Self:
+        """A site that holds the parameters of ``layer``; without quantizers it computes the same."""
+        site = cls(
+            layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
+            layer.groups, layer.bias is not None, layer.padding_mode, device="meta",
+        )  # fmt: skip
+        return _take_over(site, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [batch, in, frames] -> [batch, out, ...]."""
+        quantized = self.input_quantizer is not None and self.weight_quantizer is not None
+        if torch.compiler.is_exporting() and quantized and self.is_product:
+            return self._as_product(x)
+        x, weight = self.quantized(x, self.weight)
+        return self._conv_forward(x, weight, self.bias)
+
+    @property
+    def is_product(self) -> bool:
+        """Whether it can be written as a matrix product of shifted frames."""
+        return self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str)
+
+    def _as_product(self, x: Tensor) -> Tensor:
+        """Shifted frames side by side, times the weight: runtimes do that in int8, with no quantizer on the output."""
+        (width,), (stride,), (dilation,), (padding,) = self.kernel_size, self.stride, self.dilation, self.padding
+        x = F.pad(x, (padding, padding)).transpose(1, 2)
+        count = (x.shape[1] - dilation * (width - 1) - 1) // stride + 1
+        frames = [x[:, i * dilation : i * dilation + (count - 1) * stride + 1 : stride] for i in range(width)]
+        x, weight = self.quantized(torch.cat(frames, -1), self.weight.transpose(1, 2).flatten(1))
+        return F.linear(x, weight, self.bias).transpose(1, 2)
 
 
 class QuantMatMul(MatMul):
@@ -90,7 +130,7 @@ class QuantMatMul(MatMul):
         return _through(self.left_quantizer, a) @ _through(self.right_quantizer, b)
 
 
-Site = QuantLinear | QuantConv2d | QuantMatMul
+Site = QuantLinear | QuantConv2d | QuantConv1d | QuantMatMul
 
 
 def expose(model: nn.Module, attention: bool = True) -> nn.Module:
@@ -162,6 +202,8 @@ def _exposed_attention(module: nn.Module) -> nn.Module | None:
 def _exposed_layer(module: nn.Module) -> nn.Module | None:
     if type(module).forward is nn.Linear.forward:
         return QuantLinear.wrap(module)
+    if type(module).forward is nn.Conv1d.forward:
+        return QuantConv1d.wrap(module)
     return QuantConv2d.wrap(module) if type(module).forward is nn.Conv2d.forward else None
 
 

@@ -1,5 +1,6 @@
 """Calibration: one forward pass in which every quantizer fits itself to what reaches it."""
 
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 
 import torch
@@ -10,17 +11,20 @@ from vitalk.errors import UserError
 from .sites import quantizers, sites
 
 
-def calibrate(model: nn.Module, images: Tensor, progress: bool = False) -> list[str]:
+def calibrate(
+    model: nn.Module, images: Tensor, progress: bool = False, only: Callable[[str], bool] | None = None
+) -> list[str]:
     """Fit all quantizers of ``model`` in one forward pass over ``images`` [pictures, channels, height, width].
 
     Each sees activations that were quantized upstream of it, as it will in use (arXiv 2212.08254, official code).
+    only: fits those whose name it accepts; the others stay as they are.
     The model is left in eval mode. Returns the names of quantizers the pass never reached; they are switched off.
 
     Raises UserError for pictures or weights with NaN or infinity, and where there are no pictures.
     """
     check(model, images)
     model.eval()
-    pending = quantizers(model)
+    pending = {name: q for name, q in quantizers(model).items() if only is None or only(name)}
     for quantizer in pending.values():
         quantizer.enabled = quantizer.observing = True
     with torch.no_grad(), _bar(model) if progress else nullcontext():
