@@ -26,6 +26,7 @@ from vitalk.nn.quant import (
 )
 from vitalk.systems.repq_vit import parse_bits, repq_vit, restore
 from vitalk.systems.repq_vit.reproduce import VARIANTS, judge
+from vitalk.vision.experiments import Calibrated
 
 MODELS = {"vit": (tiny_vit, 16), "swin": (tiny_swin, 32)}
 
@@ -215,13 +216,14 @@ def test_refuses_broken_input():
 def test_verdicts_follow_the_figures():
     def found(ours, tensor, channel, w6):
         rows = {"w4a4": ours, "w4a4 norm per tensor": tensor, "w4a4 norm per channel": channel, "w6a6": w6}
-        return {name: [rows.get(name, 0.0) + d for d in (-0.1, 0.0, 0.1)] for name in VARIANTS}
+        by_draw = {name: [rows.get(name, 0.0) + d for d in (-0.1, 0.0, 0.1)] for name in VARIANTS}
+        return Calibrated(by_draw, 79.9, 1000, 32)
 
-    assert judge(79.9, found(69.0, 33.2, 70.3, 78.9)) == "reproduced"
-    assert judge(79.9, found(69.0, 65.0, 70.3, 78.9)) == "direction only"
-    assert judge(79.9, found(60.0, 33.2, 70.3, 78.9)) == "direction only"
-    assert judge(79.9, found(69.0, 70.0, 70.3, 78.9)) == "not reproduced"
-    assert judge(79.9, found(69.0, 68.5, 70.3, 78.9)) == "not reproduced"  # within what other pictures would change
+    assert judge(found(69.0, 33.2, 70.3, 78.9)) == "reproduced"
+    assert judge(found(69.0, 65.0, 70.3, 78.9)) == "direction only"
+    assert judge(found(60.0, 33.2, 70.3, 78.9)) == "direction only"
+    assert judge(found(69.0, 70.0, 70.3, 78.9)) == "not reproduced"
+    assert judge(found(69.0, 68.5, 70.3, 78.9)) == "not reproduced"  # within what other pictures would change
 
 
 def test_the_recipe_has_the_presets():

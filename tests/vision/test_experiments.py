@@ -1,13 +1,15 @@
 """Short training runs: pictures in memory, equal budgets, verdicts that know their noise."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
 from vitalk.experiments import budget
 from vitalk.vision.classifier import Classifier
-from vitalk.vision.experiments import Comparison, Pictures, compare, fit, top1, with_model
+from vitalk.vision.experiments import Comparison, Pictures, compare, compare_calibrated, fit, top1, with_model
 
 SMALL = {"img_size": 8, "patch_size": 4, "embed_dim": 12, "depth": 1, "num_heads": 2}
 
@@ -83,3 +85,30 @@ def test_a_network_that_is_there_is_what_trains():
     fit(module, colours(padding=0), 3, 32)
     assert any(not torch.equal(before[name], value) for name, value in network.state_dict().items())
     assert not network.blocks[0].attn.fused_attn
+
+
+def test_quantized_variants_get_the_same_draws_and_pictures():
+    pixels = torch.randint(0, 256, (600, 3, 16, 16), dtype=torch.uint8)
+    pictures = Pictures(pixels, torch.arange(600) % 5)
+    seen = {"a": [], "b": []}
+
+    def variant(name, model, images):
+        seen[name].append(images)
+        return model
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(768, 5)).eval()
+    ways = {name: partial(variant, name) for name in seen}
+    with budget("test", 0.05) as time:
+        found = compare_calibrated(model, ways, pictures, pictures, time, draws=3, calibration=4)
+    assert len(seen["a"]) == len(seen["b"]) == 3
+    assert all(torch.equal(a, b) and len(a) == 4 for a, b in zip(*seen.values(), strict=True))
+    assert not torch.equal(seen["a"][0], seen["a"][1])
+    assert found.top1["a"] == found.top1["b"] == [found.float_top1] * 3
+    assert 250 <= found.pictures <= 600 and found.gain("a", "b") == (0, 0)
+    assert found.details()["spread"] == {"a": 0, "b": 0}
+
+
+def test_spaced_pictures_are_spread_over_all():
+    pictures = Pictures(torch.zeros(10, 3, 2, 2, dtype=torch.uint8), torch.arange(10), mean=(0.5, 0.5, 0.5))
+    assert pictures.spaced(4).labels.tolist() == [0, 3, 6, 9] and len(pictures.spaced(99)) == 10
+    assert torch.equal(pictures.spaced(1)[[0]][0], pictures[[0]][0])

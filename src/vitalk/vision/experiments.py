@@ -57,6 +57,12 @@ class Pictures(Dataset):
             x = self._shifted(torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x))
         return (x - self.mean) / self.std, self.labels[index]
 
+    def spaced(self, count: int) -> "Pictures":
+        """``count`` of them, evenly spaced; all where there are fewer."""
+        chosen = torch.linspace(0, len(self) - 1, min(count, len(self))).long()
+        mean, std = (tuple(v.flatten().tolist()) for v in (self.mean, self.std))
+        return Pictures(self.pixels[chosen], self.labels[chosen], self.padding, mean, std)
+
     def batches(self, size: int) -> DataLoader:
         """Batches of ``size``: shuffled and whole ones only in training mode, else in order."""
         training = self.padding is not None
@@ -159,3 +165,79 @@ def compare(
         if left < 0.9 * (before - left):
             break
     return Comparison(found, steps, batch)
+
+
+@dataclass
+class Calibrated:
+    """Top-1 accuracies in percent by quantized variant and calibration draw, and that of the float network.
+
+    pictures: how many were judged by. calibration: how many each draw has.
+    """
+
+    top1: dict[str, list[float]]
+    float_top1: float
+    pictures: int
+    calibration: int
+
+    def mean(self, name: str) -> float:
+        """The mean over the draws."""
+        return statistics.mean(self.top1[name])
+
+    def gain(self, name: str, baseline: str) -> tuple[float, float]:
+        """(mean, standard error) of the points that ``name`` is ahead of ``baseline``, paired by draw."""
+        gains = [a - b for a, b in zip(self.top1[name], self.top1[baseline], strict=True)]
+        return statistics.mean(gains), statistics.stdev(gains) / len(gains) ** 0.5
+
+    def details(self) -> dict[str, object]:
+        """What a measurement keeps of it."""
+        return {
+            "top1_float": round(self.float_top1, 2),
+            "top1": {name: round(self.mean(name), 2) for name in self.top1},
+            "spread": {name: round(statistics.stdev(values), 2) for name, values in self.top1.items()},
+            "top1_by_draw": {name: [round(v, 2) for v in values] for name, values in self.top1.items()},
+        }
+
+
+def compare_calibrated(
+    model: nn.Module,
+    variants: dict[str, Callable[[nn.Module, Tensor], nn.Module]],
+    train: Pictures,
+    test: Pictures,
+    time: Budget,
+    draws: int = 3,
+    calibration: int = 32,
+) -> Calibrated:
+    """Quantize ``model`` in every way on the same draws of pictures, and evaluate each on as many as the time allows.
+
+    variants: name -> (model, images [calibration, channels, height, width]) -> a quantized copy. train: where the
+    pictures are drawn from, as the model sees them in use (no augmentation). The time left after one draw of
+    everything decides how many of the ``test`` pictures are looked at, 250 at least; they are evenly spaced.
+    """
+    everything = {}
+    before = time.tick("calibrating once")
+    first = draw(train, calibration, 0)
+    for name, make in variants.items():
+        time.tick(f"calibrating {name}")
+        everything[name] = make(model, first)
+    making = before - time.tick("timing")
+    before = time.tick()
+    for quantized in everything.values():
+        top1(quantized, test.spaced(250))
+    pace = (before - time.tick()) / 250
+    left = 0.9 * time.tick() - (draws - 1) * making
+    count = int(min(max(left / (pace * (draws + 1 / len(variants))), 250), len(test)))
+    test = test.spaced(count)
+    found: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(draws):
+        images = draw(train, calibration, number)
+        for name, make in variants.items():
+            time.tick(f"{name}, draw {number}")
+            quantized = everything.pop(name) if number == 0 else make(model, images)
+            found[name].append(top1(quantized, test))
+    return Calibrated(found, top1(model, test), count, calibration)
+
+
+def draw(pictures: Pictures, count: int, seed: int) -> Tensor:
+    """``count`` of the pictures at random, as the network takes them."""
+    chosen = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed))[:count]
+    return pictures[chosen.tolist()][0]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.nn.quant.test_sites import tiny_swin, tiny_vit
-from vitalk.nn.quant import QuantLinear, UniformQuantizer, expose, find_pairs, fold
+from vitalk.nn.quant import QuantLinear, UniformQuantizer, expose, find_pairs, fold, with_outliers
 from vitalk.nn.quant.quantizers import round_trip
 from vitalk.nn.quant.reparam import lifted
 
@@ -147,3 +147,12 @@ class Flow(nn.Module):
 )
 def test_a_pair_is_a_matter_of_data_flow(flow, count):
     assert len(find_pairs(expose(flow), torch.randn(1, 6, 2, 3))) == count
+
+
+def test_made_outliers_leave_the_float_network_as_it_was():
+    model, images = tiny_vit(), torch.randn(3, 3, 16, 16)
+    made = with_outliers(model, images[:1], channels=1, factor=20.0)
+    torch.testing.assert_close(made(images), model(images), rtol=1e-4, atol=1e-5)
+    for block, plain in zip(made.blocks, model.blocks, strict=True):
+        grown = block.norm1.weight / plain.norm1.weight
+        assert (grown - 20).abs().min() < 1e-3 and (grown - 1).abs().lt(1e-3).sum() == len(grown) - 1

@@ -17,7 +17,7 @@ from .nonuniform import (
 )
 from .policy import Policy, parse_bits, place
 from .quantizers import MINMAX, OMSE, PERCENTILE, PERCENTILES, Quantizer, Ranges, UniformQuantizer
-from .reparam import absorb, find_pairs, fold
+from .reparam import absorb, find_pairs, fold, with_outliers
 from .search import alternate, choose, errors, observe
 from .sites import (
     QuantConv1d,
@@ -66,4 +66,5 @@ __all__ = [
     "quantizers",
     "sites",
     "switched_off",
+    "with_outliers",
 ]

@@ -1,5 +1,6 @@
 """Scale reparameterization: channel-wise quantizers behind LayerNorm, folded into it and into the next layer."""
 
+import copy
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .quantizers import UniformQuantizer
-from .sites import QuantLinear, switched_off
+from .sites import QuantLinear, expose, switched_off
 
 DEAD = 1e-3  # channels whose scale is below this share of the mean are quantized as if it were this share (chosen)
 TOKEN_MOVES = {  # padding is among them since Swin pads by nothing; real padding shows as wrong channel numbers
@@ -171,3 +172,18 @@ def lifted(scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor]:
     """
     safe = scale.clamp_min(DEAD * scale.mean())
     return safe, torch.where(safe > scale, (zero_point * scale / safe).round(), zero_point)
+
+
+def with_outliers(model: nn.Module, image: Tensor, channels: int = 2, factor: float = 20.0, seed: int = 0) -> nn.Module:
+    """A copy of ``model``, the same float network, some channels of whose LayerNorms are ``factor`` times as large.
+
+    The layers behind undo it. Large trained ViTs have such outliers, small ones hardly: for experiments on what copes
+    with them. image: [1, channels, height, width]. channels: so many, at random, in each LayerNorm.
+    """
+    model = expose(copy.deepcopy(model).eval())
+    generator = torch.Generator().manual_seed(seed)
+    for norm, linears in find_pairs(model, image):
+        ratio = torch.ones_like(norm.weight)
+        ratio[torch.randperm(len(ratio), generator=generator)[:channels]] = 1 / factor
+        absorb(norm, linears, ratio, torch.zeros_like(ratio))
+    return model

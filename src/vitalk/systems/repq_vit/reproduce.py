@@ -1,7 +1,8 @@
 """RepQ-ViT's headline claim, measured: at 4 bits the reparameterized scales keep what one scale a tensor loses."""
 
+from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from vitalk.deploy.load import load_model
 from vitalk.experiments import budget
 from vitalk.measurement import Measurement, Verdict
 from vitalk.nn.quant import parse_bits
-from vitalk.vision.experiments import Pictures, top1
+from vitalk.vision.experiments import Calibrated, Pictures, compare_calibrated, draw
 
 from .method import repq_vit
 
@@ -54,20 +55,19 @@ def spread_of_channels(model: nn.Module, images: Tensor) -> float:
     return mean(ratios)
 
 
-def judge(float_top1: float, found: dict[str, list[float]]) -> Verdict:
-    """The verdict on the claim, from accuracies in percent by variant and calibration draw.
+def judge(found: Calibrated) -> Verdict:
+    """The verdict on the claim.
 
     "reproduced" where, at W4A4, channel-wise scales gain at least 10 points over one scale a tensor, the
     reparameterization keeps all of that but 2.5, and W6A6 is within 2 points of float. "direction only" where the
     reparameterized network is better than one scale a tensor by a point at least, and by more than twice the
     standard error over the draws.
     """
-    ours, tensor, channel = (mean(found[f"w4a4{rest}"]) for rest in ("", " norm per tensor", " norm per channel"))
-    gains = [a - b for a, b in zip(found["w4a4"], found["w4a4 norm per tensor"], strict=True)]
-    error = stdev(gains) / len(gains) ** 0.5
-    if channel - tensor >= 10 and channel - ours <= 2.5 and float_top1 - mean(found["w6a6"]) <= 2:
+    ours, tensor, channel = (found.mean(f"w4a4{rest}") for rest in ("", " norm per tensor", " norm per channel"))
+    if channel - tensor >= 10 and channel - ours <= 2.5 and found.float_top1 - found.mean("w6a6") <= 2:
         return "reproduced"
-    return "direction only" if mean(gains) > max(2 * error, 1.0) else "not reproduced"
+    gain, error = found.gain("w4a4", "w4a4 norm per tensor")
+    return "direction only" if gain > max(2 * error, 1.0) else "not reproduced"
 
 
 def measure(minutes: float, data: Path) -> Measurement:
@@ -78,25 +78,14 @@ def measure(minutes: float, data: Path) -> Measurement:
     with budget("RepQ-ViT", minutes) as time:
         model = load_model(MODEL).model
         train, test = Pictures.cifar10(data, "train", 10_000), Pictures.cifar10(data, "test")
-        images = train[list(range(CALIBRATION))][0]
-        before = time.tick("timing")
-        top1(variant("w4a4", model, images), Pictures(test.pixels[:250], test.labels[:250]))
-        pace = (before - time.tick()) / 250
-        count = int(min(max(0.8 * time.tick() / pace / (DRAWS * len(VARIANTS) + 1), 250), len(test)))
-        test = Pictures(test.pixels[:count], test.labels[:count])
-        baseline = top1(model, test)
-        found: dict[str, list[float]] = {name: [] for name in VARIANTS}
-        for draw in range(DRAWS):
-            chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(draw))[:CALIBRATION]
-            for name, values in found.items():
-                time.tick(f"{name}, draw {draw}")
-                values.append(top1(variant(name, model, train[chosen.tolist()][0]), test))
-        return report(baseline, found, count, spread_of_channels(model, images))
+        spread = spread_of_channels(model, draw(train, CALIBRATION, 0))
+        variants = {name: partial(variant, name) for name in VARIANTS}
+        return report(compare_calibrated(model, variants, train, test, time, DRAWS, CALIBRATION), spread)
 
 
-def report(baseline: float, found: dict[str, list[float]], count: int, spread: float) -> Measurement:
+def report(found: Calibrated, spread: float) -> Measurement:
     """The measurement in words and figures."""
-    top = {name: mean(values) for name, values in found.items()}
+    top = {name: found.mean(name) for name in found.top1}
     return Measurement(
         claim="At W4A4 channel-wise LayerNorm scales save a ViT that one scale a tensor ruins, and folding them into "
         "the network costs little; powers of sqrt(2) suit the softmax better than powers of 2; W6A6 is near float",
@@ -105,14 +94,9 @@ def report(baseline: float, found: dict[str, list[float]], count: int, spread: f
         measured=f"W4A4 {top['w4a4 norm per tensor']:.1f} per tensor, {top['w4a4 norm per channel']:.1f} per channel, "
         f"{top['w4a4']:.1f} reparameterized (softmax log2 {top['w4a4 softmax log2']:.1f}, uniform "
         f"{top['w4a4 softmax uniform']:.1f}); W6A6 {top['w6a6']:.1f}; W8A8 {top['w8a8']:.1f} %",
-        baseline=f"float {baseline:.1f} %",
-        verdict=judge(baseline, found),
-        data=f"CIFAR-10, the embedded classifier ({MODEL}); {count} test pictures, {DRAWS} draws of {CALIBRATION} "
-        "calibration pictures",
-        details={
-            "top1_float": round(baseline, 2),
-            "top1": {name: round(value, 2) for name, value in top.items()},
-            "top1_by_draw": {name: [round(v, 2) for v in values] for name, values in found.items()},
-            "widest_channel_over_median": round(spread, 2),
-        },
+        baseline=f"float {found.float_top1:.1f} %",
+        verdict=judge(found),
+        data=f"CIFAR-10, the embedded classifier ({MODEL}); {found.pictures} test pictures, {DRAWS} draws of "
+        f"{CALIBRATION} calibration pictures",
+        details={**found.details(), "widest_channel_over_median": round(spread, 2)},
     )
