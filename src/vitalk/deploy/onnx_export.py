@@ -18,17 +18,26 @@ from vitalk.deploy.preprocess import Preprocess
 from vitalk.errors import UserError
 from vitalk.nn.quant import expose, fold_batch_norms
 from vitalk.nn.quant.export import TRANSLATIONS, check_exportable, fold_weights
+from vitalk.nn.quant.packing import pack_weights
 
 OPSET = 20
 AGREE = 2e-3  # relative distance between the file and torch; a rounding step of a quantizer may fall the other way
 
 
-def export_onnx(model: nn.Module, path: str | Path, preprocess: Preprocess, labels: list[str], name: str = "") -> Path:
+def export_onnx(
+    model: nn.Module,
+    path: str | Path,
+    preprocess: Preprocess,
+    labels: list[str],
+    name: str = "",
+    pack: bool = False,
+) -> Path:
     """Write ``model`` (a timm model, a ``Trunk``, quantized or not) as ONNX.
 
     Input "image" [batch, 3, height, width] float32, normalised; output "logits" [batch, classes]; any batch size.
     The metadata ``vitalk.preprocess`` and ``vitalk.labels`` (JSON) say how pictures are prepared and what the
     classes are called. The file is run against torch before it gets its name.
+    pack: store linear weights of at most 4 bits in 4 bits; a smaller file, whose products run in float.
 
     Raises UserError for weights that are not finite, a wrong number of labels, and a file that disagrees with torch.
     """
@@ -41,6 +50,8 @@ def export_onnx(model: nn.Module, path: str | Path, preprocess: Preprocess, labe
     opened = expose(fold_batch_norms(copy.deepcopy(model).eval()))
     images = torch.randn(2, 3, *preprocess.size, generator=torch.Generator().manual_seed(0))
     graph = fold_weights(_trace(opened, images))
+    if pack:
+        graph = pack_weights(graph)
     if (classes := _classes(graph)) is not None and classes != len(labels):
         raise UserError(f"the model has {classes} classes, but {len(labels)} labels were given")
     onnx.helper.set_model_props(

@@ -6,8 +6,9 @@
 
 Every quantizer becomes one pair of QuantizeLinear and DequantizeLinear in front of the product it serves, and none
 is put on outputs: so runtimes fuse integer products that put out floats (MatMulIntegerToFloat, FullyConnected).
-Fewer than 8 bits are codes in 8-bit containers: the same numbers, at the speed of int8. The logarithmic quantizers
-have no integer operator and are written as float arithmetic.
+Fewer than 8 bits are codes in 8-bit containers: the same numbers, at the speed of int8; ``pack_weights`` stores 4 bits
+as 4 bits instead, for products in float. The quantizers with tables have no integer operator and are written as float
+arithmetic.
 """
 
 from collections.abc import Callable
