@@ -4,10 +4,12 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
 
+from vitalk.deploy.kernels import profile
 from vitalk.deploy.voice_export import export_voice
 from vitalk.errors import UserError
 from vitalk.speech.acoustic.variance import Spread
@@ -124,3 +126,26 @@ def test_the_verb_refuses_in_one_sentence(voice_file, tmp_path):
         done = run(*args, stdin=stdin)
         assert done.returncode == 2 and message in done.stderr and done.stderr.count(b"\n") == 1, done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_quantized_voice_is_smaller_runs_in_integers_and_says_the_same(tmp_path):
+    acoustic, vocoder = networks()
+    generator = torch.Generator().manual_seed(0)
+    texts = [torch.randint(1, 60, (30,), generator=generator).tolist() for _ in range(4)]
+    files = {
+        name: export_voice(acoustic, vocoder, SPEC, tmp_path / f"{name}.onnx", name, "en-us", bits=bits, texts=texts)
+        for name, bits in (("plain", None), ("int8", (8, 8)))
+    }
+    stored = [onnx.numpy_helper.to_array(value) for value in onnx.load(files["int8"]).graph.initializer]
+    assert sum(array.dtype == np.int8 and array.ndim == 2 for array in stored) >= 12
+    assert not any(
+        array.dtype in (np.float16, np.float32) and array.ndim == 2 and min(array.shape) > 16 for array in stored
+    )
+    ones = {name: np.ones(1, np.float32) for name in ("speed", "pitch", "energy")}
+    kernels = profile(files["int8"], {"ids": np.array([texts[0]]), **ones})
+    assert kernels.integer >= 12 and kernels.counts.get("Conv", 0) + kernels.counts.get("FusedConv", 0) <= 3
+    plain, small = (Voice.load(file).speak("Hello there.").samples for file in files.values())
+    assert abs(len(small) / len(plain) - 1) < 0.1
+    assert np.isfinite(small).all() and np.abs(small).max() > 0.2 * np.abs(plain).max()
+    with pytest.raises(UserError, match="--texts"):
+        export_voice(acoustic, vocoder, SPEC, tmp_path / "no.onnx", "no", "en-us", bits=(8, 8))

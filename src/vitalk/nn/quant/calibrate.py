@@ -23,12 +23,19 @@ def calibrate(
     Raises UserError for pictures or weights with NaN or infinity, and where there are no pictures.
     """
     check(model, images)
+    return fit_in_one_pass(model, lambda: model(images), progress, only)
+
+
+def fit_in_one_pass(
+    model: nn.Module, run: Callable[[], object], progress: bool = False, only: Callable[[str], bool] | None = None
+) -> list[str]:
+    """``calibrate`` for networks that take anything else than pictures: ``run`` is the forward pass."""
     model.eval()
     pending = {name: q for name, q in quantizers(model).items() if only is None or only(name)}
     for quantizer in pending.values():
         quantizer.enabled = quantizer.observing = True
     with torch.no_grad(), _bar(model) if progress else nullcontext():
-        model(images)
+        run()
     missed = [name for name, quantizer in pending.items() if quantizer.observing]
     for name in missed:
         pending[name].enabled = pending[name].observing = False
