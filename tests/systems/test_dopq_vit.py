@@ -21,6 +21,7 @@ from vitalk.nn.quant import (
     TanQuantizer,
     UniformQuantizer,
     fold,
+    observe,
     quantizers,
     sites,
     switched_off,
@@ -256,6 +257,24 @@ def test_the_default_is_exported_with_integer_products(tmp_path):
         check_exportable(dopq_vit(tiny_vit(depth=1), pictures(), scales="channel", iterations=0))
 
 
+@torch.no_grad()
+def test_sharpness_may_be_searched_for_the_product():
+    torch.manual_seed(0)
+    model, images = tiny_vit(img_size=32), pictures(8, 32)
+    for block in model.blocks:
+        block.attn.qkv.weight.data *= 10
+    first, product = [], []
+    for sharpness in ("values", "products"):
+        quantized = dopq_vit(model, images, 3, 3, sharpness=sharpness, iterations=0)
+        seen, site = observe(quantized, images)["blocks.0.attn.matmul2"], quantized.blocks[0].attn.matmul2
+        first.append(distance(site.left_quantizer(seen.inputs[0]), seen.inputs[0]))
+        product.append(distance(site(*seen.inputs), seen.out))
+    assert product[1] < product[0] and first[0] < first[1]
+    plain = dopq_vit(model, images, 3, 3, attention="uniform", iterations=0)
+    assert torch.equal(dopq_vit(model, images, 3, 3, attention="uniform", sharpness="products", iterations=0)(images),
+                       plain(images))  # fmt: skip
+
+
 # What attention loses
 
 
@@ -316,6 +335,7 @@ def test_refuses_to_clip_what_cannot_be():
         ({"act_bits": 9}, "act_bits"),
         ({"attention": "ln"}, "attention must be one of tanq"),
         ({"scales": "max"}, "scales must be one of mad, median"),
+        ({"sharpness": "codes"}, "sharpness must be one of values"),
         ({"iterations": -5}, "iterations"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -343,7 +363,7 @@ def test_refuses_broken_input():
 
 # The measurement
 
-ROWS = [*reproduce.TUNED, *reproduce.FOLDS, *reproduce.CLIPS]
+ROWS = [*reproduce.TUNED, *reproduce.FOLDS, *reproduce.CLIPS, *reproduce.SEARCHES]
 FIGURES = {
     "w3a3": 82.0, "w3a3 I&S-style": 80.0, "w4a4": 88.5, "w4a4 I&S-style": 88.0, "w4a4 outliers mean": 70.0,
     "w4a4 outliers mad": 84.0, "w4a4 calibrated": 86.0, "w4a4 without largest": 40.0, "w4a4 without smallest": 85.9,

@@ -55,7 +55,9 @@ def test_no_iterations_are_plain_calibration(build, size, integer):
     for stages in (1, 3):
         same = smooth(model, images, 4, 4, policy, integer, iterations=0, stages=stages)
         assert list(same.state_dict()) == list(plain.state_dict())
-        assert all(torch.equal(a, b) for a, b in zip(same.state_dict().values(), plain.state_dict().values()))
+        assert all(
+            torch.equal(a, b) for a, b in zip(same.state_dict().values(), plain.state_dict().values(), strict=True)
+        )
 
 
 def test_tuned_networks_are_nearer_to_float_than_calibrated_ones_and_the_same_call_gives_the_same():
@@ -167,6 +169,22 @@ def test_scales_may_stay_channel_wise_or_never_be():
     tensor = smooth(model, images, 4, 4, SULQ, iterations=0, wide=lambda name: not name.endswith("fc1"))
     assert torch.equal(tensor.blocks[0].norm2.weight, model.blocks[0].norm2.weight)
     assert not torch.equal(tensor.blocks[0].norm1.weight, model.blocks[0].norm1.weight)
+
+
+@pytest.mark.parametrize("iterations", [0, 1])
+def test_a_search_comes_between_calibration_and_fold(iterations):
+    def search(model, images):
+        qkv = model.blocks[0].attn.qkv
+        seen.append((len(images), qkv.input_quantizer.scale.dim(), qkv.weight_quantizer.enabled))
+        model.head.input_quantizer.scale *= 2
+
+    model, seen = tiny_vit(), []
+    plain, searched = (
+        smooth(model, pictures(), 4, 4, SULQ, iterations=iterations, batch=4, **more)
+        for more in ({}, {"search": search})
+    )
+    assert seen == [(12, 1, iterations == 0)]
+    assert torch.equal(searched.head.input_quantizer.scale, 2 * plain.head.input_quantizer.scale)
 
 
 def test_units_come_in_the_order_of_the_forward_pass():

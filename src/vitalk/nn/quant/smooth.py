@@ -53,6 +53,7 @@ def smooth(
     batch: int = BATCH,
     lr: float = RATE,
     wide: Callable[[str], bool] = lambda name: True,
+    search: Callable[[nn.Module, Tensor], None] = lambda model, images: None,
     progress: bool = False,
 ) -> nn.Module:
     """A quantized copy of ``model`` in eval mode, tuned in three stages without labels.
@@ -65,6 +66,8 @@ def smooth(
     stages: 1 starts from that plain calibration and tunes only then, twice as long, so that the steps are as many.
     batch, lr: pictures a step; Adam's rate at the start, which falls to zero on a cosine.
     wide: names of the layers behind LayerNorm that have a scale a channel until the fold; the others have one in all.
+    search: given the calibrated network, not folded yet, and the pictures that fitted it; may change quantizers of
+    activations.
     The same call gives the same network: random batches are seeded.
 
     Raises UserError for bits, pictures and weights that cannot be, a quantized model, and settings out of range.
@@ -89,6 +92,7 @@ def smooth(
                 tuned(iterations=iterations, from_float=True)
             else:
                 calibrate(model, few)
+            search(model, few)
             if common is not None:
                 for norm, linears in pairs:
                     fold(norm, linears, integer, common)

@@ -25,7 +25,9 @@ default is made to run: whole zero points and symmetric weights (ours).
 
 Unconfirmed, and ours: TanQ's formula, which could not be read, is
 
-    u = (tan(a (A / s - 1/2)) / tan(a / 2) + 1) / 2, rounded to 2**bits even steps, with a searched in [0.2, 3.0];
+    u = (tan(a (A / s - 1/2)) / tan(a / 2) + 1) / 2, rounded to 2**bits even values, with a searched in [0.2, 3.0]
+
+for the probabilities themselves or for the product (``sharpness``);
 
 details of the tuning, which are I&S-ViT's; what the paper's third version adds to the median, see ``trimmed_scale``.
 

@@ -1,4 +1,4 @@
-"""What attention probabilities lose: the paper's clip test, and errors by quantizer."""
+"""Attention probabilities: TanQ searched for products, the paper's clip test, and errors by quantizer."""
 
 import copy
 from functools import partial
@@ -7,7 +7,19 @@ import torch
 from torch import Tensor, nn
 
 from vitalk.errors import UserError
-from vitalk.nn.quant import QuantMatMul, Quantizer, expose, observe
+from vitalk.nn.quant import Quantizer, QuantMatMul, TanQuantizer, choose, expose, observe, sites
+
+
+def search_products(model: nn.Module, images: Tensor) -> None:
+    """Take for each TanQ of a calibrated ``model`` the table of least squared error of the product with the values.
+
+    images: [count, channels, height, width]; eight of them are looked at. (Ours: the paper's criterion is unconfirmed.)
+    """
+    seen = observe(model, images)
+    for name, site in sites(model).items():
+        if isinstance(site, QuantMatMul) and isinstance(site.left_quantizer, TanQuantizer) and name in seen:
+            for candidates in site.left_quantizer.candidates(seen[name].inputs[0].flatten()):
+                choose(site, seen[name], "left_quantizer", candidates)
 
 
 def clipped(model: nn.Module, share: float = 0.01, largest: bool = True) -> nn.Module:

@@ -31,7 +31,7 @@ def is_vit(
     lr: float = RATE,
     progress: bool = False,
 ) -> nn.Module:
-    """A copy of ``model``, quantized and tuned (fake quantization, eval mode): a timm ViT, DeiT or Swin, or a ``Trunk``.
+    """A copy of ``model``, quantized and tuned (fake quantization, eval mode): a ViT, DeiT or Swin, or a ``Trunk``.
 
     images: unlabelled pictures [count, channels, height, width], normalised; the first 64 fit the quantizers, all of
     them tune. The paper takes 1024.
