@@ -66,8 +66,8 @@ def smooth(
     stages: 1 starts from that plain calibration and tunes only then, twice as long, so that the steps are as many.
     batch, lr: pictures a step; Adam's rate at the start, which falls to zero on a cosine.
     wide: names of the layers behind LayerNorm that have a scale a channel until the fold; the others have one in all.
-    search: given the calibrated network, not folded yet, and the pictures that fitted it; may change quantizers of
-    activations.
+    search: may change quantizers of activations; it is given the calibrated network, not yet tuned or folded, and the
+    pictures that fitted it.
     The same call gives the same network: random batches are seeded.
 
     Raises UserError for bits, pictures and weights that cannot be, a quantized model, and settings out of range.
@@ -77,7 +77,7 @@ def smooth(
         iterations = 200 if min(weight_bits, act_bits) >= 6 else 1000
     _check_settings(iterations, stages, batch, lr)
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         images = images.detach().clone()
         few = images[:INITIAL]
         model = place(model, weight_bits, act_bits, policy, images[:1])
@@ -89,10 +89,11 @@ def smooth(
             if three:
                 _switch_weights_off(model)
                 calibrate(model, few, only=lambda name: not _of_weight(name))
+                search(model, few)
                 tuned(iterations=iterations, from_float=True)
             else:
                 calibrate(model, few)
-            search(model, few)
+                search(model, few)
             if common is not None:
                 for norm, linears in pairs:
                     fold(norm, linears, integer, common)

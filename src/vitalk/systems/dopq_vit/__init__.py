@@ -14,7 +14,7 @@ of RepQ-ViT and I&S-ViT (calibrate, fold, tune; ``vitalk.nn.quant.smooth``) with
     vitalk reproduce dopq-vit
 
     >>> from vitalk.systems.dopq_vit import clipped, dopq_vit
-    >>> quantized = dopq_vit(model, images, 4, 4)  # 1000 steps for each block and stage
+    >>> quantized = dopq_vit(model, images, 4, 4)  # 1000 steps for each block and stage: for a GPU
     >>> quantized = dopq_vit(model, images, 4, 4, iterations=0)  # calibration only: seconds
     >>> quantized = dopq_vit(model, images, 4, 4, iterations=50, batch=32, lr=4e-4)  # minutes on a desktop processor
     >>> quantized = dopq_vit(model, images, 4, 4, attention="float")  # to be exported: real int8 products
@@ -27,9 +27,8 @@ Unconfirmed, and ours: TanQ's formula, which could not be read, is
 
     u = (tan(a (A / s - 1/2)) / tan(a / 2) + 1) / 2, rounded to 2**bits even values, with a searched in [0.2, 3.0]
 
-for the probabilities themselves or for the product (``sharpness``);
-
-details of the tuning, which are I&S-ViT's; what the paper's third version adds to the median, see ``trimmed_scale``.
+for least error of the probabilities or of their product (``sharpness``); the tuning is I&S-ViT's; what the paper's
+third version adds to the median is unknown, and ``trimmed_scale`` one reading of it.
 
 What MOSF can change: a common scale multiplies all rewritten weights alike, and weights have a scale a row, so after
 calibration alone it changes no code; only the common zero point does, a fractional one (the mean's, ``integer=False``)

@@ -15,7 +15,7 @@ Post-training quantization of a timm ViT, DeiT, Swin or ``Trunk`` with some hund
     vitalk reproduce is-vit
 
     >>> from vitalk.systems.is_vit import is_vit
-    >>> quantized = is_vit(model, images, 4, 4)  # 1000 steps for each block and stage: an hour on a GPU at most
+    >>> quantized = is_vit(model, images, 4, 4)  # 1000 steps for each block and stage: for a GPU
     >>> quantized = is_vit(model, images, 4, 4, iterations=50, batch=32, lr=4e-4)  # minutes on a desktop processor
     >>> quantized = is_vit(model, images, 4, 4, attention="float")  # to be exported: real int8 products
 
@@ -25,9 +25,8 @@ and so no whole number. The default is made to run: whole zero points and symmet
 Differences: SULQ has 2**bits codes (the official code has one more); ``iterations=0`` and ``stages=1`` calibrate
 everything in one pass, as RepQ-ViT does (what the paper's one-stage tuning starts from is unconfirmed), and one stage
 takes as many steps as three; the layers behind a LayerNorm are found by data flow, with Swin's downsampling left at one
-scale a tensor as in the official code; quantizers that the folded ones become keep the scales of the first stage; the
-blocks of a ``Trunk`` are tuned part by part, each to what the float part makes of the same tokens, since the float
-network may keep others (ours).
+scale a tensor as in the official code; the blocks of a ``Trunk`` are tuned part by part, each to what the float part
+makes of the same tokens, since the float network may keep others (ours).
 
 Nothing but weights and biases of linear layers and convolutions is tuned. ``recipe.yaml`` (vitalk train is-vit) trains
 the float network that is then quantized.
