@@ -4,6 +4,7 @@ import copy
 from functools import partial
 from importlib import resources
 
+import onnx
 import pytest
 import torch
 import yaml
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.nn.quant.test_export import relative, run
 from tests.nn.quant.test_sites import tiny_swin, tiny_vit
 from vitalk.deploy.onnx_export import export_onnx
 from vitalk.deploy.preprocess import Preprocess
@@ -245,14 +247,18 @@ def test_a_trunk_with_fewer_tokens_is_tuned_too():
     assert distance(quantized(images), trunk(images)) < 0.2
 
 
+@torch.no_grad()
 def test_the_default_is_exported_with_integer_products(tmp_path):
     torch.manual_seed(0)
-    for bits, attention in ((8, "float"), (4, "tanq")):
+    # Patch embedding, 4 layers, q k^T; of the head, two-dimensional with a bias, onnxruntime itself makes a Gemm.
+    for bits, attention, products in ((8, "float", 5), (4, "tanq", 6)):
         quantized = dopq_vit(tiny_vit(depth=1), pictures(), bits, bits, attention=attention, **QUICK)
         check_exportable(quantized)
         assert all(kind == "int8" for name, kind in arithmetic(quantized).items() if "matmul2" not in name)
         path = export_onnx(quantized, tmp_path / f"{attention}.onnx", Preprocess((16, 16)), list("abcde"))
-        assert path.is_file()
+        out, operators = run(onnx.load(path), pictures(), tmp_path)
+        assert relative(out, quantized(pictures()).numpy()) < 1e-3
+        assert operators["MatMulIntegerToFloat"] == products and operators["Gemm"] == 1 and not operators["Conv"]
     with pytest.raises(UserError, match="scale for each channel"):
         check_exportable(dopq_vit(tiny_vit(depth=1), pictures(), scales="channel", iterations=0))
 

@@ -4,12 +4,14 @@ import copy
 from functools import partial
 from importlib import resources
 
+import onnx
 import pytest
 import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.nn.quant.test_export import relative, run
 from tests.nn.quant.test_sites import tiny_swin, tiny_vit
 from vitalk.deploy.onnx_export import export_onnx
 from vitalk.deploy.preprocess import Preprocess
@@ -113,15 +115,18 @@ def test_the_float_model_is_left_alone_even_in_inference_mode():
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+@torch.no_grad()
 def test_the_default_is_exported_with_integer_products(tmp_path):
     torch.manual_seed(0)
-    for bits, attention in ((8, "float"), (4, "sulq")):
+    # Patch embedding, 4 layers, q k^T; of the head, two-dimensional with a bias, onnxruntime itself makes a Gemm.
+    for bits, attention, products in ((8, "float", 5), (4, "sulq", 6)):
         quantized = is_vit(tiny_vit(depth=1), pictures(), bits, bits, attention=attention, **QUICK)
         check_exportable(quantized)
-        kinds = arithmetic(quantized)
-        assert all(kind == "int8" for name, kind in kinds.items() if "matmul2" not in name)
+        assert all(kind == "int8" for name, kind in arithmetic(quantized).items() if "matmul2" not in name)
         path = export_onnx(quantized, tmp_path / f"{attention}.onnx", Preprocess((16, 16)), list("abcde"))
-        assert path.is_file()
+        out, operators = run(onnx.load(path), pictures(), tmp_path)
+        assert relative(out, quantized(pictures()).numpy()) < 1e-3
+        assert operators["MatMulIntegerToFloat"] == products and operators["Gemm"] == 1 and not operators["Conv"]
     with pytest.raises(UserError, match="whole number"):
         check_exportable(is_vit(tiny_vit(depth=1), pictures(), integer=False, iterations=0))
 
