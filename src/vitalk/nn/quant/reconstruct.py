@@ -142,7 +142,7 @@ def reconstruct(
         order = RandomSampler(range(len(inputs)), replacement=len(inputs) < batch, num_samples=max(len(inputs), batch))
         sampler = BatchSampler(order, batch, drop_last=True)
         short_run(module, DataLoader(_Rows(inputs, targets), batch_size=None, sampler=sampler), steps, tick)
-        unit.eval()
+        unit.to(inputs.device).eval()  # Lightning leaves what it trained on the processor
     tenth = max(steps // 10, 1)
     return mean(module.losses[:tenth]), mean(module.losses[-tenth:])
 
