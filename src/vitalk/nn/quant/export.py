@@ -146,7 +146,8 @@ def _as_matmul(graph: ir.Graph, gemm: ir.Node) -> None:
     product = ir.node("MatMul", [gemm.inputs[0], turned.outputs[0]])
     nodes = [turned, product]
     if len(gemm.inputs) > 2 and gemm.inputs[2] is not None:
-        nodes.append(ir.node("Add", [product.outputs[0], gemm.inputs[2]]))
+        # Not Add: onnxruntime would make MatMul and Add a Gemm again, for which it has no integer kernel.
+        nodes.append(ir.node("Sum", [product.outputs[0], gemm.inputs[2]]))
     for i, node in enumerate(nodes):
         node.outputs[0].name = f"{out.name}.{i}"
     last = nodes[-1].outputs[0]
