@@ -15,6 +15,7 @@ itself is RepQ-ViT's (arXiv 2212.08254), with the channel scales behind LayerNor
     >>> from vitalk.systems.lrp_qvit import Allocation, allocate, contributions, lrp_qvit, saturation
     >>> quantized = lrp_qvit(model, images, 4, 4, labels)  # about 4 bits, at no more than the cost of 4 everywhere
     >>> fixed = lrp_qvit(model, images, 4, 4, mixed=False)  # 4 bits everywhere: the clipping alone
+    >>> weighed = lrp_qvit(model, images, 4, 4, labels, sensitivity=True)  # Mix-QViT: scores times measured losses
     >>> deployed = lrp_qvit(model, images, 4, 4, attention="float")  # to be exported: real int8 products
 
     >>> found = allocate(model, images, 4, 4, labels, choices=(-2, -1, 0, 1, 2), limit="operations", ends_bits=8)

@@ -53,6 +53,7 @@ def lrp_qvit(
     clip: Percentiles = CLIP,
     attention: Attention = "log-sqrt2",
     integer: bool = True,
+    sensitivity: bool = False,
     allocation: Allocation | None = None,
     progress: bool = False,
 ) -> nn.Module:
@@ -68,6 +69,7 @@ def lrp_qvit(
     attention: quantizer of the attention probabilities; "float" leaves both attention products in float (deployment).
     integer: symmetric weights and whole zero points, which runtimes have fast kernels for; False is the paper's
     protocol, asymmetric weights and a real-valued common zero point, which cannot be exported.
+    sensitivity: weigh the scores with measured losses (Mix-QViT), which takes a pass for each site and choice.
     allocation: bits that were found before, in place of new ones. progress: show a progress bar.
 
     Raises UserError for bits, labels, percentiles, pictures, weights and attention that cannot be.
@@ -75,7 +77,7 @@ def lrp_qvit(
     check(model, images)
     common = clipped(clip)
     if mixed and allocation is None:
-        allocation = allocate(model, images, weight_bits, act_bits, labels, choices, attention)
+        allocation = allocate(model, images, weight_bits, act_bits, labels, choices, attention, sensitivity=sensitivity)
     with torch.inference_mode(False):
         images = images.detach().clone()
         placed, pairs = _placed(model, images[:1], weight_bits, act_bits, attention, integer, allocation)
@@ -109,14 +111,13 @@ def allocate(
     """
     check(model, images)
     with torch.inference_mode(False):
-        images = images.detach().clone()
-        placed = skeleton(model, weight_bits, act_bits, attention)
-        found = ladder(placed, images[:1], choices, limit, ends_bits)
-        scores = contributions(model, images, labels) if scores is None else scores
-        if sensitivity:
-            gains = weighed(scores, sensitivities(model, images, found, labels, attention))
-        else:
-            gains = {name: [scores[name] * weight for weight, _ in steps] for name, steps in found.steps.items()}
+        image = images[:1].detach().clone()
+        found = ladder(skeleton(model, weight_bits, act_bits, attention), image, choices, limit, ends_bits)
+    scores = contributions(model, images, labels) if scores is None else scores
+    if sensitivity:
+        gains = weighed(scores, sensitivities(model, images, found, labels, attention))
+    else:
+        gains = {name: [scores[name] * weight for weight, _ in steps] for name, steps in found.steps.items()}
     return Allocation(found.climb(gains), {name: scores[name] for name in found.steps})
 
 
@@ -137,12 +138,13 @@ def contributions(
     products and residual shares make scores of different kinds incomparable; "network" leaves them as they are.
     images: [pictures, channels, height, width]. labels: [pictures], or None for the classes that the model decides for.
 
-    Raises UserError for labels that do not fit.
+    Raises UserError for pictures, weights and labels that cannot be.
     """
+    check(model, images)
     if normalize not in get_args(Normalize):
         raise UserError(f"normalize must be one of {', '.join(get_args(Normalize))}, got {normalize}")
     with torch.inference_mode(False):
-        network = expose(fold_batch_norms(copy.deepcopy(model).eval())).requires_grad_(False)
+        network = opened(model)
         _, found = propagate(network, images, _checked(labels, network, images))
     embedding = stem(network)
     by_picture = torch.stack([v / len(embedding) if name in embedding else v for name, v in found.items()])
@@ -158,8 +160,13 @@ def contributions(
     return {name: score / totals[kinds[name]] / live if score else 0.0 for name, score in scores.items()}
 
 
+def opened(model: nn.Module) -> nn.Module:
+    """A float copy of ``model`` with sites and without BatchNorms behind convolutions, for ``propagate``."""
+    return expose(fold_batch_norms(copy.deepcopy(model).eval())).requires_grad_(False)
+
+
 def _kind(name: str) -> str:
-    """ "attn.qkv" of "blocks.3.attn.qkv": what stands in the same place of all blocks."""
+    """What stands in the same place of all blocks: attn.qkv of blocks.3.attn.qkv."""
     return ".".join([part for part in name.split(".") if not part.isdigit()][-2:])
 
 
@@ -171,7 +178,7 @@ def _checked(labels: Tensor | None, model: nn.Module, images: Tensor) -> Tensor 
     classes = getattr(model, "num_classes", int(labels.max()) + 1)
     if int(labels.min()) < 0 or int(labels.max()) >= classes:
         raise UserError(f"labels must be 0 to {classes - 1}, got {int(labels.min())} to {int(labels.max())}")
-    return labels
+    return labels.to(images.device)
 
 
 def sensitivities(

@@ -17,7 +17,8 @@ from vitalk.vision.experiments import Calibrated, Pictures, compare_calibrated, 
 
 from .allocation import Allocation
 from .clipping import saturation
-from .method import CHOICES, allocate, contributions, ladder, lrp_qvit, sensitivities, skeleton, weighed
+from .method import CHOICES, allocate, contributions, ladder, lrp_qvit, opened, sensitivities, skeleton, weighed
+from .relevance import propagate
 
 MODEL = "vitalk_eye"
 CALIBRATION = 32  # pictures, as RepQ-ViT takes
@@ -131,19 +132,20 @@ def judge(found: Calibrated) -> Verdict:
 def measure(minutes: float, data: Path) -> Measurement:
     """Check LRP-QViT on the embedded classifier and CIFAR-10: clipping, and who gets the bits, at 4 and 3 bits.
 
-    minutes: the time that it may take; with more of it more pictures measure sensitivity (32 at most) and accuracy.
+    minutes: the time that it may take; with more of it more pictures measure sensitivity (16 at most) and accuracy.
     data: the data root.
     """
     with budget("LRP-QViT", minutes) as time:
         model = load_model(MODEL).model
         train, test = Pictures.cifar10(data, "train", 10_000), Pictures.cifar10(data, "test")
-        shared = Draw(judged=int(min(max(4 * minutes, 4), CALIBRATION)))
+        shared = Draw(judged=int(min(max(2 * minutes, 4), 16)))
         variants = {name: partial(variant, name, shared) for name in names()}
         found = compare_calibrated(model, variants, train, test, time, DRAWS, CALIBRATION)
         images = draw(train, CALIBRATION, 0)
         outliers = {how: variant(f"{OUTLIERS} {how}", shared, model, images) for how in ("repq", "clipped")}
         beyond = {how: saturated(quantized, images) for how, quantized in outliers.items()}
-        return report(found, shared.correlations, beyond)
+        kept = propagate(opened(model), images)[0].sum((1, 2, 3)).mean().item()
+        return report(found, shared.correlations, beyond, kept)
 
 
 def saturated(model: nn.Module, images: Tensor) -> float:
@@ -152,8 +154,10 @@ def saturated(model: nn.Module, images: Tensor) -> float:
     return 100 * (shares > 0.1).float().mean().item()
 
 
-def report(found: Calibrated, correlations: dict[str, list[float]], beyond: dict[str, float]) -> Measurement:
-    """The measurement in words and figures."""
+def report(
+    found: Calibrated, correlations: dict[str, list[float]], beyond: dict[str, float], kept: float
+) -> Measurement:
+    """The measurement in words and figures. kept: share of the relevance that arrives at the pixels."""
     top = {name: found.mean(name) for name in found.top1}
     means = {bits: sum(values) / len(values) for bits, values in correlations.items()}
     ways = {"repq": "RepQ-ViT", "clipped": "clipped", "mixed": "mixed", "reversed": "reversed", "random": "random"}
@@ -177,5 +181,6 @@ def report(found: Calibrated, correlations: dict[str, list[float]], beyond: dict
             **found.details(),
             "rank_correlation_with_sensitivity": {bits: round(value, 2) for bits, value in means.items()},
             "percent_of_channels_that_saturate": {how: round(value, 2) for how, value in beyond.items()},
+            "relevance_at_the_pixels": round(kept, 3),
         },
     )
