@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -196,6 +196,7 @@ UNITS = st.lists(st.tuples(st.floats(0.01, 1), st.integers(1, 10**8)), min_size=
 
 @settings(deadline=None, max_examples=40)
 @given(units=UNITS)
+@example(units=[(1.0, 1), (1.0, 2043172), (1.0, 2043173)])
 def test_the_budget_is_kept_and_nothing_is_better(units):
     scores, sizes = (list(part) for part in zip(*units, strict=True))
     taken = solved(scores, sizes)

@@ -156,6 +156,7 @@ def _together(placed: nn.Module, image: Tensor, names: list[str]) -> list[list[s
     groups = [stem(placed), *([known[linear] for linear in linears] for _, linears in find_pairs(placed, image))]
     unit = {name: [name] for name in names}
     for group in groups:
+        group = [name for name in group if name in unit]
         unit |= dict.fromkeys(group, group)
     return list({id(group): group for group in unit.values()}.values())
 

@@ -44,14 +44,16 @@ def _milp(
         rules.append(LinearConstraint((costs // unit).flatten().double().numpy()[None], -np.inf, most // unit + 0.5))
     if kept is not None:
         rules.append(LinearConstraint(kept[0].flatten().numpy()[None], kept[1], np.inf))
-    found = milp(
-        -value.flatten().numpy(), constraints=rules, integrality=np.ones(units * choices), bounds=Bounds(0, 1),
-        options={"mip_rel_gap": 0},
-    )  # fmt: skip
-    if found.x is None:
-        raise UserError("no choice of bits keeps the budget; let the choices hold 0 or something below it")
-    chosen = found.x.reshape(units, choices).argmax(1).tolist()
-    over = [max(int(_sum(costs, chosen)) - most, 0) for costs, most in zip(spent, allowed, strict=True)]
-    if any(over):  # numbers beyond what the solver resolves
-        return _milp(value, spent, [most - more for most, more in zip(allowed, over, strict=True)], kept)
-    return chosen
+    while True:
+        found = milp(
+            -value.flatten().numpy(), constraints=rules, integrality=np.ones(units * choices), bounds=Bounds(0, 1),
+            options={"mip_rel_gap": 0},
+        )  # fmt: skip
+        if found.x is None:
+            raise UserError("no choice of bits keeps the budget; let the choices hold 0 or something below it")
+        chosen = found.x.reshape(units, choices).argmax(1)
+        sums = [int(costs[range(units), chosen].sum()) for costs in spent]
+        if all(total <= most for total, most in zip(sums, allowed, strict=True)):
+            return chosen.tolist()
+        # Sizes beyond what the solver resolves: this one choice is forbidden, so that nothing better is lost.
+        rules.append(LinearConstraint(np.eye(choices)[chosen].reshape(1, -1), -np.inf, units - 1))
