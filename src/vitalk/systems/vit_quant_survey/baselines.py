@@ -150,7 +150,7 @@ def noisyquant(
     attention_bits: int | None = None,
     progress: bool = False,
 ) -> nn.Module:
-    """"omse" with ``NoisyQuantizer`` on the inputs of linear layers; the biases take the noise off again.
+    """ "omse" with ``NoisyQuantizer`` on the inputs of linear layers; the biases take the noise off again.
 
     (The paper searches the noise for the layer's output; here it is the rounding error of the input, ours.)
     """

@@ -52,9 +52,7 @@ Gelu = Literal["shift", "polynomial"]
 SIGMOID_BITS = 8
 
 
-def integer_vit(
-    model: nn.Module, images: Tensor, softmax: Softmax = "shiftmax", gelu: Gelu = "shift"
-) -> IntegerViT:
+def integer_vit(model: nn.Module, images: Tensor, softmax: Softmax = "shiftmax", gelu: Gelu = "shift") -> IntegerViT:
     """``model`` in integers, calibrated on ``images`` [count, channels, height, width]: a plain timm ViT or DeiT.
 
     softmax: "shiftmax" (I-ViT), "polynomial" (I-BERT) or "log2" (FQ-ViT's log-int-softmax: 4 bits, the product with

@@ -45,11 +45,9 @@ class Graph:
         return self.constants[key].name
 
     def model(self, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]) -> onnx.ModelProto:
-        """The finished graph, checked."""
+        """The finished graph."""
         graph = helper.make_graph(self.nodes, "integer", inputs, outputs, list(self.constants.values()))
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-        onnx.checker.check_model(model, full_check=True)
-        return model
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
 
 
 class Value(NDArrayOperatorsMixin):
@@ -177,11 +175,11 @@ def _product(a: Value, b: Value | np.ndarray, unsigned: bool = False) -> Value:
 def traced(function: Callable[..., Value], **shapes: tuple[int | str, ...]) -> onnx.ModelProto:
     """The graph of an integer function: int64 inputs by name and shape -> the output "out".
 
-    function: any of ``kernels``, or one that calls them. shapes: of its arguments, whose names are the inputs';
+    function: any of ``kernels``, or one that calls them. shapes: of its arguments, in order, and names for the inputs;
     strings are dimensions of any length.
     """
     graph = Graph()
-    out = function(**{name: Value(graph, name) for name in shapes})
+    out = function(*(Value(graph, name) for name in shapes))
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, shape) for name, shape in shapes.items()]
     graph.nodes.append(helper.make_node("Identity", [out.name], ["out"]))
     return graph.model(inputs, [helper.make_tensor_value_info("out", TensorProto.INT64, None)])
@@ -197,14 +195,14 @@ def integer_onnx(network: IntegerViT) -> onnx.ModelProto:
     scale = np.array(network.image_scale, np.float32)
     codes = graph.node("QuantizeLinear", Value(graph, "image"), scale, np.array(0, np.int8))
     out = network.codes(codes.cast(TensorProto.INT64)).cast(TensorProto.FLOAT)
-    graph.nodes.append(
-        helper.make_node("Mul", [out.name, graph.name(np.array(network.scale, np.float32))], ["logits"])
-    )
+    graph.nodes.append(helper.make_node("Mul", [out.name, graph.name(np.array(network.scale, np.float32))], ["logits"]))
     shape = ["batch", *network.image_shape]
-    return graph.model(
+    model = graph.model(
         [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", network.classes])],
     )
+    onnx.checker.check_model(model, full_check=True)
+    return model
 
 
 def operators(model: onnx.ModelProto) -> Iterator[str]:

@@ -191,6 +191,7 @@ def isqrt(v: Array) -> Array:
     below 10**5.)
     """
     levels = 4 ** np.arange(31, dtype=np.int64)
+    v = np.maximum(v, 1)
     return newton(v, 1 << (v >= levels).sum(-1, keepdims=True), 6)
 
 
