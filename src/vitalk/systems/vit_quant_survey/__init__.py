@@ -15,8 +15,8 @@ Post-training baselines, each a policy and a way to find ranges: min-max, percen
     >>> quantized = vit_quant_survey(model, images, 8, 8, method="omse", attention="float")    # to be exported
     >>> tensor_reports(quantized, images), logits_report(quantized(images), model(images))
 
-Integers only, softmax, GELU and LayerNorm too, by the kernels of I-ViT, I-BERT or FQ-ViT: a bit-exact reference in numpy
-and the same as an ONNX graph, equal to it bit for bit on any runtime.
+Integers only, softmax, GELU and LayerNorm too, by the kernels of I-ViT, I-BERT or FQ-ViT: a reference in numpy, and the
+same as an ONNX graph, which onnxruntime runs to equal numbers bit for bit.
 
     >>> from vitalk.systems.vit_quant_survey import integer_vit, integer_onnx
     >>> network = integer_vit(model, images, softmax="shiftmax", gelu="shift")

@@ -33,10 +33,12 @@ from vitalk.nn.quant.calibrate import check
 from vitalk.nn.quant.nonuniform import TableQuantizer
 from vitalk.nn.quant.policy import Make
 from vitalk.nn.quant.search import STEPS, alternate, choose, decided
+from vitalk.nn.quant.spectrum import Spectrum
 
 Attention = Literal["uniform", "log2", "log-sqrt2", "twin", "float"]
 Observer = Literal["minmax", "percentile", "omse", "ema"]
 NormSide = Literal["outputs", "inputs"]
+TABLES, SAMPLE = 16, 2**17  # that a table's search tries; values that preselect them
 MOMENTUM, BATCHES = 0.95, 8  # of the running ranges: I-ViT's; so many batches are made of the pictures
 
 
@@ -253,12 +255,21 @@ def ptq4vit(
                 alternate(site, seen[name], names, rounds=1, shares=shares)
                 for which in names:
                     if isinstance(quantizer := getattr(site, which), TableQuantizer):
-                        x = seen[name].inputs[0]
-                        found = [torch.cat(column) for column in zip(*quantizer.candidates(x), strict=True)]
-                        choose(site, seen[name], which, tuple(found))
+                        choose(site, seen[name], which, nearest_tables(quantizer, seen[name].inputs[0]))
         left = {name for name, quantizer in quantizers(made).items() if not quantizer.fitted}
         calibrate(made, images, progress, only=left.__contains__)
     return made
+
+
+def nearest_tables(quantizer: TableQuantizer, x: Tensor) -> tuple[Tensor, ...]:
+    """The candidates for a table, those sixteen with the least rounding error of x: each is a pass through the site."""
+    x = x.reshape(-1)[:: -(-x.numel() // SAMPLE)]
+    found = [torch.cat(column) for column in zip(*quantizer.candidates(x), strict=True)]
+    values, edges = quantizer.values(*found), quantizer.edges(*found)
+    if bool(edges[0, 0] > edges[0, -1]):
+        values, edges = values.flip(1), edges.flip(1)
+    best = Spectrum(x).errors(values, edges).topk(min(TABLES, len(values)), largest=False).indices
+    return tuple(column[best] for column in found)
 
 
 def softmax_quantizer(attention: Attention, inputs: Make, bits: int | None) -> Make:

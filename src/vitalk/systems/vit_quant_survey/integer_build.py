@@ -1,7 +1,6 @@
 """From a float ViT to an integer one: scales from calibration pictures, weights and constants as whole numbers."""
 
 import copy
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, get_args

@@ -186,7 +186,7 @@ def traced(function: Callable[..., Value], **shapes: tuple[int | str, ...]) -> o
 
 
 def integer_onnx(network: IntegerViT) -> onnx.ModelProto:
-    """An integer ViT as one graph: "image" [batch, channels, height, width] float32 -> "logits" [batch, classes] float32.
+    """An integer ViT as one graph: "image" [batch, channels, height, width] -> "logits" [batch, classes], both float32.
 
     QuantizeLinear makes codes of the normalised pictures; from there to the one factor in front of the logits there
     are whole numbers only. The logits are those of ``network`` bit for bit.
