@@ -218,6 +218,8 @@ def test_reports_count_codes_and_noise():
         assert 2 <= row.codes <= 2**row.bits and 0 <= row.saturation <= 1 and row.sqnr > 5
     finer = tensor_reports(uniform(model, images, 8, 8), images)
     assert all(finer[name].sqnr > row.sqnr for name, row in found.items() if "patch_embed.proj.input" not in name)
+    noisy = tensor_reports(noisyquant(model, images, 8, 6), images)
+    assert all(row.sqnr > 5 for row in noisy.values())
     same = logits_report(model(images), model(images))
     assert same["agreement"] == 1 and abs(same["kl"]) < 1e-6 and same["cosine"] > 0.9999
     assert sqnr(torch.ones(4), torch.full((4,), 0.9)) == pytest.approx(20, abs=0.01)

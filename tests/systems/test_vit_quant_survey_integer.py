@@ -117,3 +117,10 @@ def test_refuses_what_it_cannot_run():
         integer_vit(model, images[:0])
     with pytest.raises(UserError, match="pictures hold NaN"):
         integer_vit(model, images * float("nan"))
+
+
+def test_refuses_pictures_of_another_size():
+    model, images = lively()
+    network = integer_vit(model, images)
+    with pytest.raises(UserError, match="takes pictures .count, 3 x 16 x 16., got .16, 3, 8, 8."):
+        network(images[..., :8, :8])

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitalk.errors import UserError
+
 from .kernels import Array, Rescale, layer_norm, log_product, product, wide_product
 
 BATCH = 32
@@ -245,8 +247,11 @@ class IntegerViT:
         return self.head(x)
 
     def encode(self, images: Any) -> np.ndarray:
-        """Normalised float pictures -> their codes."""
+        """Normalised float pictures -> their codes. Raises UserError for pictures of another size."""
         images = np.asarray(images, np.float32)
+        if images.ndim != 4 or images.shape[1:] != self.image_shape:
+            wanted = " x ".join(map(str, self.image_shape))
+            raise UserError(f"this network takes pictures [count, {wanted}], got {list(images.shape)}; resize them")
         return np.rint(images / np.float32(self.image_scale)).clip(-128, 127).astype(np.int64)
 
     def __call__(self, images: Tensor) -> Tensor:

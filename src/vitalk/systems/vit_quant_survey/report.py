@@ -10,6 +10,8 @@ from vitalk.nn.quant import QuantMatMul, UniformQuantizer, observe, sites
 from vitalk.nn.quant.nonuniform import TableQuantizer
 from vitalk.nn.quant.search import operand
 
+from .baselines import NoisyQuantizer
+
 
 @dataclass(frozen=True)
 class TensorReport:
@@ -46,6 +48,8 @@ def tensor_reports(model: nn.Module, images: Tensor) -> dict[str, TensorReport]:
 
 def _tensor_report(quantizer: UniformQuantizer | TableQuantizer, x: Tensor) -> TensorReport:
     rounded = quantizer.quantize(x)
+    if isinstance(quantizer, NoisyQuantizer):  # it rounds what it adds the noise to
+        x = x + quantizer.noise
     if isinstance(quantizer, UniformQuantizer):
         shape = [1] * x.dim()
         if quantizer.scale.dim():
