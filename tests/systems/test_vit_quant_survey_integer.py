@@ -122,5 +122,5 @@ def test_refuses_what_it_cannot_run():
 def test_refuses_pictures_of_another_size():
     model, images = lively()
     network = integer_vit(model, images)
-    with pytest.raises(UserError, match="takes pictures .count, 3 x 16 x 16., got .16, 3, 8, 8."):
+    with pytest.raises(UserError, match=r"takes pictures .count, 3 x 16 x 16., got .16, 3, 8, 8."):
         network(images[..., :8, :8])
