@@ -13,6 +13,7 @@ from vitalk.nn.quant import (
     TwinUniformQuantizer,
     UniformQuantizer,
     calibrate,
+    expose,
     parse_bits,
     place,
     sites,
@@ -82,3 +83,9 @@ def test_bits_are_read_and_misspelt_ones_refused():
     for text in ("w1a8", "w8", "int8", "w9a9"):
         with pytest.raises(UserError, match="w8a8"):
             parse_bits(text)
+
+
+def test_products_of_a_model_that_was_exposed_before_stay_float_too():
+    placed = place(expose(tiny_vit()), 8, 8, Policy(products=None))
+    products = [site for site in sites(placed).values() if isinstance(site, QuantMatMul)]
+    assert products and all(p.left_quantizer is None and p.right_quantizer is None for p in products)

@@ -57,6 +57,8 @@ def place(model: nn.Module, weight_bits: int, act_bits: int, policy: Policy, ima
     first = True
     for name, site in sites(model).items():
         if isinstance(site, QuantMatMul):
+            if policy.products is None:  # of a model that was exposed before
+                continue
             site.left_quantizer, site.right_quantizer = policy.products(act_bits), policy.products(act_bits)
             continue
         site.weight_quantizer = policy.weights(weight_bits)
@@ -64,7 +66,8 @@ def place(model: nn.Module, weight_bits: int, act_bits: int, policy: Policy, ima
         site.input_quantizer = (policy.gelu if name in behind else policy.inputs)(bits)
         first = False
     for module in model.modules():
-        if isinstance(product := getattr(module, "matmul2", None), QuantMatMul):
+        product = getattr(module, "matmul2", None)
+        if policy.products is not None and isinstance(product, QuantMatMul):
             product.left_quantizer = policy.softmax(act_bits)
     return model
 
