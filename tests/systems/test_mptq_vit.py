@@ -215,15 +215,19 @@ def test_percentiles_keep_outliers_from_moving_the_centre():
 
 
 @torch.no_grad()
-def test_it_makes_one_scale_a_tensor_fit_where_channels_differ():
+def test_one_scale_a_tensor_fits_channels_that_are_off_centre():
     torch.manual_seed(0)
     model, images = lively(tiny_vit()), torch.randn(16, 3, 16, 16)
     for block in model.blocks:
         for norm in (block.norm1, block.norm2):
             norm.bias += 8 * norm.bias.sign()
-    found = {how: mptq_vit(model, images, 8, 4, smooth=how, attention="float") for how in ("none", "sq", "sq-b")}
-    errors = {how: difference(quantized(images), model(images)) for how, quantized in found.items()}
-    assert errors["sq-b"] < 0.6 * min(errors["sq"], errors["none"])
+    off = {}
+    for how in ("none", "sq", "sq-b"):
+        quantized = mptq_vit(model, images, 8, 4, smooth=how, attention="float")
+        for name, quantizer in quantizers(quantized).items():
+            quantizer.enabled = name.endswith(("qkv.input_quantizer", "fc1.input_quantizer"))
+        off[how] = difference(quantized(images), model(images))
+    assert off["sq-b"] < 0.6 * min(off["sq"], off["none"])
 
 
 # OPT-m
@@ -341,10 +345,9 @@ def test_equal_scores_go_by_size_and_then_by_order():
 
 def test_harm_counts_for_what_it_saves():
     shares = {("large", "weight"): 0.9, ("small", "weight"): 0.1}
-    harm = {"large": 0.5, "small": 0.1}
-    bits, _ = descend(shares, 7.05, lambda _, item: harm[item[0]])
-    assert bits == {("large", "weight"): 7, ("small", "weight"): 7}
-    assert descend(shares, 7.5, lambda _, item: harm[item[0]])[1][0].item[0] == "large"
+    for small, first in ((0.1, "large"), (0.05, "small")):
+        harm = {"large": 0.5, "small": small}
+        assert descend(shares, 7.5, lambda _, item: harm[item[0]])[1][0].item[0] == first  # noqa: B023
 
 
 @pytest.fixture(scope="module")
@@ -473,6 +476,8 @@ def test_fully_quantized_rounds_norms_and_scores_too(name):
     build, size = MODELS[name]
     torch.manual_seed(0)
     model, images = build(), torch.randn(8, 3, size, size)
+    if name == "vit":  # the class token as large as the patches
+        model.cls_token.normal_()
     quantized = mptq_vit(model, images, 8, 8, fully=True)
     norms = [m for m in quantized.modules() if isinstance(m, QuantLayerNorm)]
     assert len(norms) == sum(isinstance(m, nn.LayerNorm) for m in model.modules())
@@ -495,6 +500,8 @@ def test_the_exported_file_computes_the_same_with_integer_products(settings, tmp
     path = export_onnx(quantized, tmp_path / "q.onnx", Preprocess((16, 16)), ["a", "b", "c", "d", "e"])
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "fused.onnx"), 3
+    # Else onnxruntime rounds the float inputs of products with 8-bit weights once more.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     got = session.run(None, {"image": images.numpy()})[0]
     assert difference(torch.from_numpy(got), quantized(images)) < 1e-3
@@ -541,8 +548,10 @@ def test_constant_pictures_are_borne():
         ({"attention": "ln"}, "twin"),
         ({"gelu": "three"}, "opt-m"),
         ({"smooth": "sq-c"}, "sq-b"),
-        ({"measure": "guess"}, "cached"),
+        ({"measure": "guess", "average_bits": 4}, "cached"),
         ({"average_bits": 9}, "average_bits must be 2 to 8, got 9"),
+        ({"average_bits": 4, "bits": {}}, "both"),
+        ({"bits": {"neck": (4, 4)}}, "site neck"),
         ({"alpha": 2.0}, "alpha"),
         ({"percentile": 99.9}, "percentile"),
     ],
@@ -573,7 +582,7 @@ def test_refuses_broken_input():
 
 def found(**rows):
     names = [*(f"w3a3 {row}" for row in reproduce.ROWS), *reproduce.AT_FOUR_AND_FIVE]
-    names += [f"average {n}" for n in reproduce.AVERAGES]
+    names += [*(f"average {n}" for n in reproduce.AVERAGES), "average 3 by proxy"]
     top = {name: 80.0 for name in names} | {name.replace("_", " "): value for name, value in rows.items()}
     top = {name.replace("sq b", "sq-b").replace("opt m", "opt-m"): value for name, value in top.items()}
     return Calibrated({name: [value + d for d in (-0.1, 0.0, 0.1)] for name, value in top.items()}, 89.9, 1000, 32)

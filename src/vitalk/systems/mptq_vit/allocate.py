@@ -112,7 +112,10 @@ def allocate(
 
 
 def bits_after(steps: Iterable[Step], average: float = LEAST) -> Bits:
-    """(weight, activation) bits of the sites that lost any, after the first of ``steps`` that meet ``average``."""
+    """(weight, activation) bits of the sites that lost any, after the first of ``steps`` that meet ``average``.
+
+    Of an attention product only the second number means anything.
+    """
     bits: dict[str, tuple[int, int]] = {}
     for step in steps:
         (name, kind), (weight, activation) = step.item, bits.get(step.item[0], (TOP, TOP))

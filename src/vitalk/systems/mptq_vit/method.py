@@ -79,7 +79,10 @@ def mptq_vit(
 
     Raises UserError for bits, pictures, weights and names that cannot be.
     """
+    _check_fully(fully, attention)
     if average_bits is not None:
+        if bits is not None:
+            raise UserError("average_bits and bits both say how many bits there are; leave one of them")
         settings = {"alpha": alpha, "percentile": percentile, "values": values, "integer": integer}
         steps = lower_bits(model, images, average_bits, measure, smooth, gelu, attention, progress=progress, **settings)
         bits = bits_after(steps)
@@ -92,7 +95,7 @@ def mptq_vit(
         apply_bits(model, bits or {})
         search_all(model, seen, bar.track(sites(model), description="searching scales"))
         if fully:
-            names = _full(model, attention)
+            names = quantize_fully(model)
             calibrate(model, images, only=names.__contains__)
     return model
 
@@ -153,6 +156,7 @@ def restore(
     image: any picture [1, channels, height, width]. The other arguments must be those of the ``mptq_vit`` call; after
     a search for bits, those that ``save_bits`` wrote. Raises UserError where the state does not fit.
     """
+    _check_fully(fully, attention)
     if bits is not None:
         weight_bits = act_bits = TOP
     with torch.inference_mode(False):
@@ -163,7 +167,7 @@ def restore(
         if isinstance(site, QuantLinear) and site.bias is None and created is not None:
             site.bias = nn.Parameter(torch.empty_like(created))
     if fully:
-        _full(quantized, attention)
+        quantize_fully(quantized)
     try:
         quantized.load_state_dict(state)
     except RuntimeError as error:
@@ -187,10 +191,9 @@ def skeleton(
     return model
 
 
-def _full(model: nn.Module, attention: Attention) -> list[str]:
-    if attention == "float":
+def _check_fully(fully: bool, attention: Attention) -> None:
+    if fully and attention == "float":
         raise UserError('fully quantized attention needs quantizers; name an attention other than "float"')
-    return quantize_fully(model)
 
 
 def _choice(name: str, value: Any, known: Any) -> None:
