@@ -176,7 +176,7 @@ def test_the_float_network_is_unchanged(name, dtype, bound, how):
     build, size = MODELS[name]
     model, images = lively(build()).to(dtype), torch.randn(4, 3, size, size, dtype=dtype)
     smoothed = expose(copy.deepcopy(model))
-    smooth(smoothed, images, how)
+    smooth(smoothed, images, how, values=True)
     assert (smoothed(images) - model(images)).abs().max() < bound
     moved = [not torch.equal(a, b) for a, b in zip(smoothed.parameters(), model.parameters(), strict=False)]
     assert any(moved) == (how != "none")
@@ -188,7 +188,7 @@ def test_the_float_network_is_unchanged(name, dtype, bound, how):
 def test_channels_are_centred_behind_norms_and_behind_attention(name, attention):
     build, size = MODELS[name]
     model, images = expose(lively(build()).double(), attention), torch.randn(4, 3, size, size, dtype=torch.float64)
-    smooth(model, images, alpha=1.0)
+    smooth(model, images, alpha=1.0, values=True)
     linears = [linears[0] for _, linears in find_pairs(model, images[:1])]
     found = channel_ranges(model, linears + [a.proj for a in attentions_that_average(model)], images)
     assert len(found) == (6 if name == "vit" else 13)
@@ -202,7 +202,7 @@ def test_values_are_left_alone_where_the_projection_gets_more_than_averages():
     assert not attentions_that_average(expose(tiny_vit(scale_attn_norm=True)))
     model, images = expose(tiny_vit(qkv_bias=False)), torch.randn(4, 3, 16, 16)
     wanted = model(images)
-    smooth(model, images)
+    smooth(model, images, values=True)
     assert difference(model(images), wanted) < 1e-5 and model.blocks[0].attn.qkv.bias is not None
 
 
@@ -517,7 +517,7 @@ def test_a_trunk_with_fewer_tokens_is_quantized_too():
 
     trunk, images = evit(tiny_vit(img_size=32), keep_rate=0.7, blocks=(0,)), torch.randn(4, 3, 32, 32)
     for attention in ("float", "twin"):
-        quantized = mptq_vit(trunk, images, 8, 8, attention=attention)
+        quantized = mptq_vit(trunk, images, 8, 8, attention=attention, values=True)
         assert difference(quantized(images), trunk(images)) < 0.2
 
 

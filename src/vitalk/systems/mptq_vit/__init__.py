@@ -32,7 +32,7 @@ by how many numbers go into it. Uniform bits of b are an average of b.
 Unconfirmed in the paper's text, and ours: alpha = 0.5; that weights have a scale for each row; the score, growth of the
 KL divergence over the share of the average that is saved; that growth is measured with all else at 8 bits
 (``measure="exact"`` measures it in the network as it stands); the start at 8 bits. Ours altogether: the fold into the
-value rows of qkv in front of the attention's projection (``values=False`` leaves it out), percentiles in place of the
+value rows of qkv in front of the attention's projection (``values=True``; off by default), percentiles in place of the
 extremes, gradients of the classes that the network decides for in place of those of a distance from it, a least weight
 for outputs that have none, judging by output error only those ratios that are best by squared error. One range behind
 GELU is asymmetric. Before the projection behind GELU nothing is centred: nothing there could absorb it.

@@ -55,7 +55,7 @@ def mptq_vit(
     bits: Bits | None = None,
     alpha: float = 0.5,
     percentile: float = 1.0,
-    values: bool = True,
+    values: bool = False,
     fully: bool = False,
     integer: bool = True,
     progress: bool = False,
@@ -110,7 +110,7 @@ def lower_bits(
     attention: Attention = "twin",
     alpha: float = 0.5,
     percentile: float = 1.0,
-    values: bool = True,
+    values: bool = False,
     integer: bool = True,
     progress: bool = False,
 ) -> list[Step]:

@@ -27,7 +27,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "plain": {"smooth": "none", "gelu": "uniform"},
     "sq": {"smooth": "sq", "gelu": "uniform"},
     "sq-b": {"smooth": "sq-b", "gelu": "uniform"},
-    "sq-b without values": {"smooth": "sq-b", "gelu": "uniform", "values": False},
+    "sq-b values too": {"smooth": "sq-b", "gelu": "uniform", "values": True},
     "opt-m": {"smooth": "none", "gelu": "opt-m"},
     "ptq4vit-style": {"smooth": "none", "gelu": "fixed"},
     "both": {},

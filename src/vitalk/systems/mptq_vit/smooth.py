@@ -22,7 +22,7 @@ def smooth(
     how: Smooth = "sq-b",
     alpha: float = 0.5,
     percentile: float = 1.0,
-    values: bool = True,
+    values: bool = False,
 ) -> None:
     """Make the channels of an exposed ``model`` alike, in place; what it computes in float stays the same.
 
@@ -32,7 +32,8 @@ def smooth(
     arXiv 2211.10438). alpha: see ``centre_and_scale``. percentile: p near 1; channels reach from the quantile 1 - p to
     p, so that outliers do not move the centre (ours; the paper takes the extremes).
     values: the projection behind the attention has no LayerNorm in front, but softmax rows sum to one: there the value
-    rows of qkv absorb it (ours).
+    rows of qkv absorb it (ours). Rounded rows do not sum to one, though: where the probabilities have few bits the
+    shift may cost more than it gains, so this is off by default.
     """
     if how == "none":
         return
