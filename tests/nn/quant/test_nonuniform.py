@@ -198,3 +198,10 @@ def test_state_returns():
         wanted = fitted(first, x)
         second.load_state_dict(first.state_dict())
         assert torch.equal(second(x), wanted)
+
+
+@pytest.mark.parametrize("kind", SOFTMAX)
+def test_bits_may_change_until_the_quantizer_is_fitted(kind):
+    x, wanted, changed = probabilities(), kind(4), kind(8)
+    changed.bits = 4
+    assert torch.equal(fitted(changed, x), fitted(wanted, x))

@@ -286,7 +286,12 @@ class TwinUniformQuantizer(TableQuantizer):
 
     def __init__(self, bits: int, signed: bool = False):
         super().__init__(bits)
-        self.signed, self.half = signed, 2 ** (bits - 1)
+        self.signed = signed
+
+    @property
+    def half(self) -> int:
+        """The codes of either range."""
+        return 2 ** (self.bits - 1)
 
     def candidates(self, x: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """Every m; with signs at each of twenty ranges too."""
