@@ -12,9 +12,9 @@ from vitalk.nn.quant import (
     AdaptiveLogQuantizer,
     Policy,
     QuantConv2d,
+    Quantizer,
     QuantLinear,
     QuantMatMul,
-    Quantizer,
     TwinUniformQuantizer,
     UniformQuantizer,
     find_pairs,
@@ -63,7 +63,7 @@ def adalog(
     search: how much is tried; ``Search().plain`` is the plain grid.
     fold_shift: put the shift of GELU's quantizer into the next bias ("bias reparameterization"). The quantized outputs
     stay what they are, but with its quantizers off the network is then no longer the float one.
-    reconstruct_steps: of learning how weights are rounded, and activations' scales, unit by unit; the paper takes 20000.
+    reconstruct_steps: of learning roundings of weights and scales of activations, unit by unit; the paper takes 20000.
     reconstruct_images: for that, like ``images``, which are the default; the paper takes 1024.
     progress: show progress bars.
 
@@ -171,12 +171,20 @@ def fold_norms(model: nn.Module, images: Tensor, search: Search) -> None:
 
 
 def search_all(model: nn.Module, images: Tensor, search: Search, progress: bool = False) -> None:
-    """Search the quantizers of every site by itself, all others off; those never reached are switched off."""
+    """Search the quantizers of every site by itself, all others off; those never reached are switched off.
+
+    That of the pictures, whose 8 bits lose next to nothing, is only fitted (the official code does not quantize them).
+    """
     seen = observe(model, images, rows=search.rows, pictures=search.pictures)
+    first = next(iter(sites(model)), None)
     with Progress(disable=not progress) as bar:
         for name, site in bar.track(sites(model).items(), description="searching"):
             if name in seen:
-                search_site(site, seen.pop(name), search)
+                given = ()
+                if name == first and isinstance(site, QuantConv2d):
+                    site.input_quantizer.fit(seen[name].inputs[0])
+                    given = ("input_quantizer",)
+                search_site(site, seen.pop(name), search, given)
             else:
                 for quantizer in quantizers(site).values():
                     quantizer.enabled = False

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from vitalk.nn.quant import AdaptiveLogQuantizer, QuantMatMul, Quantizer, UniformQuantizer, quantizers
+from vitalk.nn.quant import AdaptiveLogQuantizer, Quantizer, QuantMatMul, UniformQuantizer, quantizers
 from vitalk.nn.quant.quantizers import SMALLEST_SCALE
 from vitalk.nn.quant.reconstruct import capture, reconstruct, squared, units
 from vitalk.nn.quant.sites import Site
