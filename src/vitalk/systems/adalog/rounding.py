@@ -19,8 +19,8 @@ from vitalk.nn.quant.sites import Site
 STRETCH = 1.1, -0.1  # zeta and gamma of the rectified sigmoid (AdaRound, arXiv 2004.10568)
 WEIGHT, WARM, BETA = 0.01, 0.2, (20.0, 2.0)  # of the regulariser: its weight, the share without it, its exponent
 STEPS = 20_000  # of the official code
-ROUNDING_RATE, SCALE_RATE = 1e-3, 4e-5  # Adam's
-FASTEST = 20  # times these rates at most
+# Adam's rates: the official code's, and what fewer steps may raise them to.
+ROUNDING_RATES, SCALE_RATES = (1e-3, 0.1), (4e-5, 2e-4)
 
 
 class SoftRounding(nn.Module):
@@ -125,10 +125,12 @@ def tune_unit(
     Rates are the official code's at its 20000 steps, both on a cosine; with fewer steps they are larger (ours), since
     a rounding that has no time to move decides nothing.
     """
-    faster = min(max(STEPS / steps, 1.0), FASTEST)
+    faster = max(STEPS / steps, 1.0)
     with learning(unit) as (soft, scales):
-        rates = ([one.alpha for one in soft], ROUNDING_RATE), (scales, SCALE_RATE)
-        groups: list[dict[str, Any]] = [{"params": few, "lr": rate * faster} for few, rate in rates if few]
+        rates = ([one.alpha for one in soft], ROUNDING_RATES), (scales, SCALE_RATES)
+        groups: list[dict[str, Any]] = [
+            {"params": few, "lr": min(rate * faster, most)} for few, (rate, most) in rates if few
+        ]
         if not groups:
             return float("nan"), float("nan")
         loss = divergence if targets.dim() == 2 else tenth
