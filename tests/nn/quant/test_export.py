@@ -11,8 +11,9 @@ from torch import nn
 
 from tests.nn.quant.test_sites import tiny_vit
 from vitalk.errors import UserError
-from vitalk.nn.quant import QuantLinear, UniformQuantizer, calibrate, expose, sites
+from vitalk.nn.quant import AdaptiveLogQuantizer, QuantLinear, UniformQuantizer, calibrate, expose, sites
 from vitalk.nn.quant.export import TRANSLATIONS, check_exportable, fold_weights
+from vitalk.nn.quant.nonuniform import LEAST_GELU
 from vitalk.systems.repq_vit import repq_vit
 
 
@@ -114,6 +115,20 @@ def test_convolutions_that_overlap_stay_convolutions(tmp_path):
     out, operators = run(fold_weights(exported(model, images)), images, tmp_path)
     assert operators["Conv"] + operators["FusedConv"] == 1 and operators["MatMulIntegerToFloat"] == 1
     np.testing.assert_allclose(out, model(images).numpy(), atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("folded", [True, False])
+def test_adaptive_logarithms_are_written_as_float_operators(folded, tmp_path):
+    images = torch.randn(4, 3, 4, 4)
+    model = quantized(nn.Sequential(nn.GELU(), nn.Flatten(2), nn.Linear(16, 5)), images)
+    model[2].input_quantizer = AdaptiveLogQuantizer(4, LEAST_GELU)
+    calibrate(model, images)
+    model[2].input_quantizer.folded = folded
+    out, operators = run(fold_weights(exported(model, images)), images, tmp_path)
+    # Not the MatMulNBits of onnxruntime, which would round the logarithm's values to 8 bits.
+    assert operators["Log"] == 1 and operators["MatMul"] + operators["Gemm"] == 1
+    np.testing.assert_allclose(out, model(images).numpy(), atol=1e-5)
 
 
 @torch.no_grad()

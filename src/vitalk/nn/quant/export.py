@@ -69,7 +69,8 @@ def fold_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """The graph with quantized weights stored as 8-bit codes, a quarter of the file, and ready to be fused.
 
     Weights of linear layers are laid out [in, out] in front of a MatMul and an Add, and equal quantizers of
-    one activation become one. What the graph computes stays the same.
+    one activation become one. Weights that meet activations in float are stored in float. What the graph computes stays
+    the same.
     """
     work = ir.from_proto(model)
     for node in list(work.graph):
@@ -81,6 +82,9 @@ def fold_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in list(work.graph):
         if node.op_type == "Transpose" and _perm(node) == [1, 0]:
             _transpose_codes(work.graph, node)
+    for node in list(work.graph):
+        if node.op_type == "MatMul":
+            _in_float(work.graph, node)
     passes.DeduplicateInitializersPass()(work)
     passes.CommonSubexpressionEliminationPass()(work)
     passes.RemoveUnusedNodesPass()(work)
@@ -169,3 +173,20 @@ def _transpose_codes(graph: ir.Graph, transpose: ir.Node) -> None:
     turned.outputs[0].name = f"{out.name}.turned"
     graph.insert_before(transpose, turned)
     ir.convenience.replace_all_uses_with(out, turned.outputs[0])
+
+
+def _in_float(graph: ir.Graph, product: ir.Node) -> None:
+    """Store a weight that meets float activations in float: with codes, runtimes round such activations to 8 bits."""
+    left, right = (value.producer() for value in product.inputs)
+    while left is not None and left.op_type in ("Reshape", "Transpose"):
+        left = left.inputs[0].producer()
+    if left is not None and left.op_type == "DequantizeLinear":
+        return
+    if right is None or right.op_type != "DequantizeLinear" or (codes := _array(right.inputs[0])) is None:
+        return
+    scale, zero_point = _array(right.inputs[1]), _array(right.inputs[2])
+    shape = [1] * codes.ndim
+    if scale.ndim:
+        shape[right.attributes["axis"].as_int()] = -1
+    weight = (codes.astype(scale.dtype) - zero_point.reshape(shape).astype(scale.dtype)) * scale.reshape(shape)
+    product.replace_input_with(1, _initializer(graph, f"{product.outputs[0].name}.weight", weight))

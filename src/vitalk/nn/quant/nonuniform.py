@@ -250,7 +250,7 @@ class AdaptiveLogQuantizer(TableQuantizer):
 
     def codes(self, x: Tensor, scale: Tensor, *shape: Tensor) -> Tensor:
         """round(-log2((x + shift) / scale) * 37 / base), the last code for all that would be beyond."""
-        share = ((x + self.shift) / scale).clamp(SMALLEST_SHARE, 1)
+        share = ((x + self.shift) / scale).clamp(SMALLEST_SHARE, 1.0)
         return (-share.log2() * (self.resolution / shape[0])).round().clamp(0, 2**self.bits)
 
     def values(self, scale: Tensor, *shape: Tensor) -> Tensor:
