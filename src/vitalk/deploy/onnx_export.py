@@ -1,7 +1,6 @@
 """One ONNX file a model, which runs without vitalk and loses nothing on the way: preprocessing and labels go along."""
 
 import contextlib
-import copy
 import io
 import json
 import logging
@@ -18,6 +17,7 @@ from vitalk.deploy.preprocess import Preprocess
 from vitalk.errors import UserError
 from vitalk.nn.quant import expose, fold_batch_norms
 from vitalk.nn.quant.export import TRANSLATIONS, check_exportable, fold_weights
+from vitalk.nn.quant.sites import copied
 
 OPSET = 20
 AGREE = 2e-3  # relative distance between the file and torch; a rounding step of a quantizer may fall the other way
@@ -38,8 +38,10 @@ def export_onnx(model: nn.Module, path: str | Path, preprocess: Preprocess, labe
             raise UserError(f"the weight {key} holds NaN or infinite values; use an intact checkpoint")
     check_exportable(model)
     # Attention in the open, its three inputs split along the last axis, is the form that runtimes fuse.
-    opened = expose(fold_batch_norms(copy.deepcopy(model).eval()))
     images = torch.randn(2, 3, *preprocess.size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode(False):
+        folded = fold_batch_norms(copied(model).eval(), images[:1])
+    opened = expose(folded)
     graph = fold_weights(_trace(opened, images))
     if (classes := _classes(graph)) is not None and classes != len(labels):
         raise UserError(f"the model has {classes} classes, but {len(labels)} labels were given")
