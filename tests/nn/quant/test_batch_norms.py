@@ -4,9 +4,10 @@ import pytest
 import timm
 import torch
 from timm.layers import BatchNormAct2d
+from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 from torch import nn
 
-from vitalk.nn.quant import fold_batch_norms
+from vitalk.nn.quant import Policy, fold_batch_norms, place
 
 HYBRIDS = {
     "mobilevit_xxs": {},
@@ -16,16 +17,32 @@ HYBRIDS = {
 }
 
 
-def hybrid(name, **kwargs):
-    """A hybrid of timm with the statistics of a trained network."""
-    torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=5, **{**HYBRIDS[name], **kwargs}).eval()
+def with_statistics(model):
+    """``model`` with the statistics of a trained network."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.uniform_(-0.2, 0.2)
             module.running_var.uniform_(0.5, 2)
             nn.init.uniform_(module.weight, 0.5, 1.5)
-    return model
+    return model.eval()
+
+
+def hybrid(name, **kwargs):
+    """A hybrid of timm."""
+    torch.manual_seed(0)
+    return with_statistics(timm.create_model(name, num_classes=5, **{**HYBRIDS[name], **kwargs}))
+
+
+def tiny_hybrid(kind="mobilevit"):
+    """Two inverted residuals and one MobileViT block ("mobilevit") or one of MobileViTv2 ("mobilevit2"), 32 pixels."""
+    torch.manual_seed(0)
+    residual = {"type": "bottle", "s": 2, "gs": 1, "br": 2.0, "block_kwargs": {"bottle_in": True, "linear_out": True}}
+    sizes = {"transformer_dim": 16, "transformer_depth": 1, "patch_size": 2, "num_heads": 2}
+    mixer = ByoBlockCfg(type=kind, d=1, c=12, s=1, gs=1, br=0.5, block_kwargs=sizes)
+    blocks = (ByoBlockCfg(d=1, c=8, **residual), (ByoBlockCfg(d=1, c=12, **residual), mixer))
+    stem = {"stem_chs": 8, "stem_type": "3x3", "stem_pool": "", "downsample": ""}
+    cfg = ByoModelCfg(blocks=blocks, act_layer="silu", num_features=24, **stem)
+    return with_statistics(ByobNet(cfg, num_classes=5))
 
 
 def norms(model):
@@ -101,3 +118,12 @@ def test_a_convolution_that_is_called_twice_keeps_its_batch_norm():
     model = nn.Sequential(nn.Sequential(conv), nn.Sequential(norm), nn.Sequential(conv)).eval()
     fold_batch_norms(model, torch.randn(1, 3, 4, 4))
     assert norms(model) == 1
+
+
+def test_biases_that_blocks_gathered_are_not_copied():
+    model, images = hybrid("efficientformerv2_s0"), torch.randn(1, 3, 64, 64)
+    out = model(images)  # with gradients: what is gathered here has a graph, and cannot be copied
+    placed = place(model, 8, 8, Policy(), images)
+    first = next(m for m in placed.modules() if hasattr(m, "attention_bias_cache"))
+    assert first.attention_bias_cache == {}
+    out.sum().backward()

@@ -223,7 +223,8 @@ def _folds(conv: nn.Module, norm: nn.Module) -> bool:
 
 def _flowing_pairs(model: nn.Module, image: Tensor) -> list[tuple[str, str]]:
     """Names of convolutions and the BatchNorms that alone take what they put out, each called once."""
-    model = copied(model)  # whose gathered biases are not those of this pass
+    with torch.inference_mode(False):
+        model = copied(model)  # so that nothing of this pass is left in it
     names = {module: name for name, module in model.named_modules()}
     put_out: dict[int, tuple[nn.Module, Tensor]] = {}  # tensors are kept, so that no other gets their identity
     met: list[tuple[nn.Module, nn.Module, Any]] = []
