@@ -8,10 +8,8 @@ from torch import Tensor, nn
 from vitalk.nn.quant import (
     MINMAX,
     Policy,
-    QuantMatMul,
     TwinUniformQuantizer,
     UniformQuantizer,
-    alternate,
     calibrate,
     find_pairs,
     fold,
@@ -19,9 +17,9 @@ from vitalk.nn.quant import (
     place,
     sites,
 )
-from vitalk.nn.quant.search import decided
+from vitalk.nn.quant.search import decided, operand
 
-from .choice import INPUTS, PRODUCT, WEIGHTS, shares
+from .choice import Search, in_turns, shares, spans, start
 
 
 def min_max(model: nn.Module, images: Tensor, weight_bits: int, act_bits: int) -> nn.Module:
@@ -67,9 +65,15 @@ def ptq4vit_style(
     with torch.inference_mode(False):
         images = images.detach().clone()
         placed = place(model, weight_bits, act_bits, policy, images[:1])
-        all_sites = sites(placed)
+        all_sites, ranges = sites(placed), spans(placed, images)
+        how = Search("symmetric", False, rounds, shares(candidates))
         for name, seen in observe(placed, images, decided, pictures=pictures).items():
-            names = PRODUCT if isinstance(all_sites[name], QuantMatMul) else (WEIGHTS, INPUTS)
-            with torch.no_grad():
-                alternate(all_sites[name], seen, names, rounds, shares(candidates))
+            site = all_sites[name]
+            for which in ranges[name]:
+                quantizer, x = getattr(site, which), operand(site, seen, which).detach()
+                if isinstance(quantizer, UniformQuantizer):
+                    start(quantizer, x, ranges[name][which].detach())
+                else:
+                    quantizer.fit(x)
+            in_turns(site, seen, ranges[name], how)
     return placed

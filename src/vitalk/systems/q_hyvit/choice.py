@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from timm.layers import Attention
 from timm.models.swin_transformer import WindowAttention
-from torch import nn
+from torch import Tensor, nn
 
-from vitalk.nn.quant import QuantLinear, QuantMatMul, UniformQuantizer, alternate, choose, sites
+from vitalk.nn.quant import QuantLinear, QuantMatMul, UniformQuantizer, choose, sites, switched_off
 from vitalk.nn.quant.search import Seen, operand, shares_of
 from vitalk.nn.quant.sites import Site
 
@@ -35,14 +35,48 @@ class Search:
     shares: tuple[float, ...]
 
 
+Spans = dict[str, Tensor]  # operand -> something with its least and largest values, along the axis of its channels
+
+
 @torch.no_grad()
-def fit(site: Site, seen: Seen, how: Search, parts: int = 1) -> None:
+def spans(model: nn.Module, images: Tensor, batch: int = 8) -> dict[str, Spans]:
+    """For each site the range of every channel (head) of what it sees of ``images`` in float, and its weight.
+
+    All pictures count here, which keeps scales for channels from following the few that layers are judged by.
+    """
+    found: dict[str, Spans] = {}
+
+    def note(name: str, site: Site, args: tuple[Tensor, ...]) -> None:
+        kept = found.setdefault(name, {} if isinstance(site, QuantMatMul) else {WEIGHTS: site.weight})
+        for which, x in zip(PRODUCT if isinstance(site, QuantMatMul) else (INPUTS,), args, strict=False):
+            x = x.flatten(0, -2) if isinstance(site, QuantLinear) else x
+            others = [axis for axis in range(x.dim()) if axis != 1]
+            ends = torch.cat([x.amin(others, keepdim=True), x.amax(others, keepdim=True)])
+            both = torch.cat([kept[which], ends]) if which in kept else ends
+            kept[which] = torch.cat([both.amin(0, keepdim=True), both.amax(0, keepdim=True)])
+
+    handles = [
+        site.register_forward_pre_hook(lambda site, args, name=name: note(name, site, args))
+        for name, site in sites(model).items()
+    ]
+    try:
+        with switched_off(model):
+            for chunk in images.split(batch):
+                model(chunk)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+@torch.no_grad()
+def fit(site: Site, seen: Seen, span: Spans, how: Search, parts: int = 1) -> None:
     """Give ``site`` the quantizers that put out what it did in float, ``seen``, with the least error.
 
     Every form starts at its whole range; the forms of the activations are compared first, next to weights a channel a
     scale, then those of the weights; the winners are searched in turns (arXiv 2303.12557, in that order ours).
-    parts: runs of rows that share a scale where a linear weight has one a layer: 3 for a joint qkv.
-    Quantizers that are not uniform are fitted and left.
+    span: its ranges, of ``spans``. parts: runs of rows that share a scale where a linear weight has one a layer by the
+    rule: 3 for a joint qkv. Quantizers that are not uniform are fitted and left.
     """
     names = PRODUCT if isinstance(site, QuantMatMul) else (WEIGHTS, INPUTS)
     forms = {}
@@ -53,17 +87,35 @@ def fit(site: Site, seen: Seen, how: Search, parts: int = 1) -> None:
             continue
         forms[which] = forms_of(site, which, x.dim(), how.choice, how.integer, parts)
         for form in forms[which]:
-            form.take(x, *(found[0] for found in shares_of(form, x, (1.0,))))
+            start(form, x, span[which])
         setattr(site, which, forms[which][0])
     for which in reversed(forms):
         if len(forms[which]) > 1:
-            setattr(site, which, min(forms[which], key=partial(_least_error, site, seen, which, how.shares)))
-    alternate(site, seen, names, how.rounds, how.shares)
+            setattr(
+                site, which, min(forms[which], key=partial(_least_error, site, seen, which, span[which], how.shares))
+            )
+    in_turns(site, seen, span, how)
 
 
-def _least_error(site: Site, seen: Seen, which: str, tried: tuple[float, ...], form: UniformQuantizer) -> float:
+def start(quantizer: UniformQuantizer, x: Tensor, span: Tensor) -> None:
+    """Be fitted to x with the whole range of ``span``."""
+    quantizer.take(x, *(found[0] for found in shares_of(quantizer, span, (1.0,))))
+
+
+@torch.no_grad()
+def in_turns(site: Site, seen: Seen, span: Spans, how: Search) -> None:
+    """Search the uniform quantizers of a site, all of them fitted, in turns, over shares of ``span``."""
+    for _ in range(how.rounds):
+        for which in span:
+            if isinstance(quantizer := getattr(site, which), UniformQuantizer):
+                choose(site, seen, which, shares_of(quantizer, span[which], how.shares))
+
+
+def _least_error(
+    site: Site, seen: Seen, which: str, span: Tensor, tried: tuple[float, ...], form: UniformQuantizer
+) -> float:
     setattr(site, which, form)
-    return float(choose(site, seen, which, shares_of(form, operand(site, seen, which), tried)).mean())
+    return float(choose(site, seen, which, shares_of(form, span, tried)).mean())
 
 
 def forms_of(

@@ -25,7 +25,7 @@ from vitalk.nn.quant.calibrate import check
 from vitalk.nn.quant.search import Seen, decided
 
 from .bridges import order_and_bridges
-from .choice import Choice, Search, fit, joint_projections, shares
+from .choice import Choice, Search, fit, joint_projections, shares, spans
 
 Attention = Literal["uniform", "twin-uniform", "log2", "float"]
 Metric = Literal["hessian", "mse"]
@@ -62,7 +62,7 @@ def q_hyvit(
     metric: what output errors are weighted by, squared gradients or nothing. bridges: keep bridge blocks quantized
     while what runs after them is calibrated, and fit them to what they put out in a network that is float altogether.
     rounds: of searching the two operands of a layer in turns; candidates: scales for each. pictures: that convolutions
-    and products are judged by (the code: all; linear layers see 512 tokens of all of them).
+    and products are judged by (the code: all); linear layers are by 512 tokens, and ranges are those of all pictures.
     attention: quantizer of the attention probabilities; "twin-uniform" is PTQ4ViT's, "log2" FQ-ViT's; "float" leaves
     both attention products in float, and timm's fused kernel in place (deployment).
     integer: symmetric weights, and channel-wise activations only where they factor out; False lets every layer choose.
@@ -85,10 +85,10 @@ def q_hyvit(
         order, found = order_and_bridges(model, images[:1])
         kept = [name for bridge in found for name in bridge] if bridges else []
         how = Search(choice, integer, rounds, shares(candidates))
-        joint = joint_projections(model)
+        joint, ranges = joint_projections(model), spans(model, images)
         layers = _seen(model, images, order, kept, decided if metric == "hessian" else None, pictures)
         for name, seen in track(layers, "calibrating", len(order), disable=not progress):
-            fit(sites(model)[name], seen, how, 3 if name in joint else 1)
+            fit(sites(model)[name], seen, ranges[name], how, 3 if name in joint else 1)
     for name, quantizer in quantizers(model).items():  # what the pass never reaches stays in float
         quantizer.enabled = name.rpartition(".")[0] in order
     return model
