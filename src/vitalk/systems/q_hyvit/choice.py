@@ -73,8 +73,8 @@ def spans(model: nn.Module, images: Tensor, batch: int = 8) -> dict[str, Spans]:
 def fit(site: Site, seen: Seen, span: Spans, how: Search, parts: int = 1) -> None:
     """Give ``site`` the quantizers that put out what it did in float, ``seen``, with the least error.
 
-    Every form starts at its whole range; the forms of the activations are compared first, next to weights a channel a
-    scale, then those of the weights; the winners are searched in turns (arXiv 2303.12557, in that order ours).
+    Every form starts at its whole range; the forms of the activations are compared first, next to weights in their
+    finest, then those of the weights; the winners are searched in turns (arXiv 2303.12557; the order is ours).
     span: its ranges, of ``spans``. parts: runs of rows that share a scale where a linear weight has one a layer by the
     rule: 3 for a joint qkv. Quantizers that are not uniform are fitted and left.
     """
@@ -88,12 +88,11 @@ def fit(site: Site, seen: Seen, span: Spans, how: Search, parts: int = 1) -> Non
         forms[which] = forms_of(site, which, x.dim(), how.choice, how.integer, parts)
         for form in forms[which]:
             start(form, x, span[which])
-        setattr(site, which, forms[which][0])
+        setattr(site, which, forms[which][-1])
     for which in reversed(forms):
         if len(forms[which]) > 1:
-            setattr(
-                site, which, min(forms[which], key=partial(_least_error, site, seen, which, span[which], how.shares))
-            )
+            error = partial(_least_error, site, seen, which, span[which], how.shares)
+            setattr(site, which, min(forms[which], key=error))
     in_turns(site, seen, span, how)
 
 
