@@ -4,9 +4,10 @@ import pytest
 import timm
 import torch
 from timm.layers import Attention
+from timm.models.efficientformer import Attention as BiasedAttention
 from timm.models.swin_transformer import WindowAttention
 
-from vitalk.nn.attention import SiteAttention, SiteWindowAttention, attend
+from vitalk.nn.attention import SiteAttention, SiteBiasedAttention, SiteWindowAttention, attend
 
 
 def unfused(attn):
@@ -52,10 +53,40 @@ def test_window_attention_equals_timm_bit_for_bit(masked):
     assert torch.equal(site(x, mask=mask), attn(x, mask=mask))
 
 
-@pytest.mark.parametrize("kind", [SiteAttention, SiteWindowAttention])
+@torch.inference_mode()
+@pytest.mark.parametrize("ratio", [1, 4])
+def test_biased_attention_equals_timm_bit_for_bit(ratio):
+    attn = BiasedAttention(24, key_dim=8, num_heads=3, attn_ratio=ratio, resolution=(3, 2))
+    attn.attention_biases.normal_()
+    attn.eval()
+    x = torch.randn(2, 6, 24)
+    assert torch.equal(SiteBiasedAttention.from_timm(attn)(x), attn(x))
+
+
+def test_biases_are_gathered_anew_in_each_pass():
+    site = SiteBiasedAttention.from_timm(BiasedAttention(24, 8, 3, resolution=2))
+    site.eval()
+    for _ in range(2):  # timm's kept biases cannot be differentiated twice
+        site(torch.randn(2, 4, 24)).sum().backward()
+    x = torch.randn(1, 4, 24)
+    before = site(x)
+    site.attention_biases.data[:, 1] += 5
+    assert not torch.allclose(site(x), before)
+    assert site.attention_biases.grad.abs().sum() > 0
+
+
+KINDS = {
+    SiteAttention: lambda: Attention(32, num_heads=4),
+    SiteWindowAttention: lambda: WindowAttention(32, num_heads=4, window_size=3),
+    SiteBiasedAttention: lambda: BiasedAttention(32, 8, 4, resolution=3),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_parameters_are_shared_and_keep_their_names(kind):
-    attn = Attention(32, num_heads=4) if kind is SiteAttention else WindowAttention(32, num_heads=4, window_size=3)
-    site = kind.from_timm(attn.eval())
+    attn = KINDS[kind]()
+    attn.eval()
+    site = kind.from_timm(attn)
     assert not site.training
     assert {n: id(p) for n, p in site.named_parameters()} == {n: id(p) for n, p in attn.named_parameters()}
     assert list(site.state_dict()) == list(attn.state_dict())

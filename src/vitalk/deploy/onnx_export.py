@@ -1,7 +1,6 @@
 """One ONNX file a model, which runs without vitalk and loses nothing on the way: preprocessing and labels go along."""
 
 import contextlib
-import copy
 import io
 import json
 import logging
@@ -19,6 +18,7 @@ from vitalk.errors import UserError
 from vitalk.nn.quant import expose, fold_batch_norms
 from vitalk.nn.quant.export import TRANSLATIONS, check_exportable, fold_weights
 from vitalk.nn.quant.packing import pack_weights
+from vitalk.nn.quant.sites import copied
 
 OPSET = 20
 AGREE = 2e-3  # relative distance between the file and torch; a rounding step of a quantizer may fall the other way
@@ -47,8 +47,10 @@ def export_onnx(
             raise UserError(f"the weight {key} holds NaN or infinite values; use an intact checkpoint")
     check_exportable(model)
     # Attention in the open, its three inputs split along the last axis, is the form that runtimes fuse.
-    opened = expose(fold_batch_norms(copy.deepcopy(model).eval()))
     images = torch.randn(2, 3, *preprocess.size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode(False):
+        folded = fold_batch_norms(copied(model).eval(), images[:1])
+    opened = expose(folded)
     graph = fold_weights(_trace(opened, images))
     if pack:
         graph = pack_weights(graph)

@@ -5,6 +5,7 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention
+from timm.models.efficientformer import Attention as BiasedAttention
 from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 
@@ -103,7 +104,35 @@ class SiteWindowAttention(WindowAttention):
         return self.proj_drop(self.proj(x.transpose(1, 2).reshape(count, tokens, -1)))
 
 
+class SiteBiasedAttention(BiasedAttention):
+    """EfficientFormer's attention with position biases (timm's class), in the open like ``SiteAttention``.
+
+    The biases are gathered anew in each pass; timm keeps them, with the graph of the pass that gathered them.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.matmul1, self.matmul2 = MatMul(), MatMul()
+
+    @classmethod
+    def from_timm(cls, attn: BiasedAttention) -> Self:
+        """A site attention that holds the very modules (and so the parameters) of ``attn``."""
+        site = cls(attn.qkv.in_features, attn.key_dim, attn.num_heads, attn.attn_ratio, 1, device="meta")
+        return _share(site, attn, ("qkv", "proj", "attention_biases", "attention_bias_idxs"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [batch, tokens, dim] -> [batch, tokens, dim]; as many tokens as there are positions."""
+        batch, count, _ = x.shape
+        heads = self.qkv(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        q, k, v = heads.split([self.key_dim, self.key_dim, self.val_dim], -1)
+        scores = self.matmul1(q, k.transpose(-2, -1)) * self.scale
+        scores = scores + self.attention_biases[:, self.attention_bias_idxs]
+        x = self.matmul2(scores.softmax(-1), v)
+        return self.proj(x.transpose(1, 2).reshape(batch, count, self.val_attn_dim))
+
+
 def _share(site: nn.Module, attn: nn.Module, names: tuple[str, ...]) -> Any:
     for name in names:
         setattr(site, name, getattr(attn, name))
-    return site.train(attn.training)
+    site.train(attn.training)  # not in the return: EfficientFormer's train returns nothing
+    return site

@@ -52,5 +52,5 @@ def test_arithmetic_is_integer_only_where_runtimes_have_it():
     assert arithmetic(model)["head"] == "simulated"
     layer.input_quantizer.enabled = layer.weight_quantizer.enabled = False
     assert arithmetic(model)["head"] == "float"
-    stem = nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1))
-    assert set(arithmetic(place(stem, 8, 8, Policy())).values()) == {"simulated"}
+    stem = nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1, groups=4))
+    assert [*arithmetic(place(stem, 8, 8, Policy())).values()] == ["simulated", "int8", "simulated"]

@@ -132,6 +132,34 @@ def test_adaptive_logarithms_are_written_as_float_operators(folded, tmp_path):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("bits, symmetric", [(8, False), (4, False), (4, True)])
+def test_single_pixels_are_integer_products_and_depthwise_scales_are_kept(bits, symmetric, tmp_path):
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 8, 8) * torch.tensor([0.1, 1.0, 10.0]).view(1, 3, 1, 1)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3, 1, 1, groups=3), nn.SiLU(), nn.Conv2d(6, 5, 1), nn.AdaptiveAvgPool2d(1))
+    for site in sites(expose(model)).values():
+        site.weight_quantizer = UniformQuantizer(bits, axis=0, symmetric=True)
+        site.input_quantizer = UniformQuantizer(bits, symmetric=symmetric)
+    model[0].input_quantizer = UniformQuantizer(bits, axis=1, symmetric=symmetric, groups=3)
+    calibrate(model, images)
+    check_exportable(model)
+    out, operators = run(fold_weights(exported(model.append(nn.Flatten()), images)), images, tmp_path)
+    assert operators["MatMulIntegerToFloat"] == 1 and operators["Conv"] + operators["FusedConv"] == 1
+    assert relative(out, model(images).numpy()) < 1e-4
+
+
+@torch.no_grad()
+def test_channel_scales_of_a_dense_convolution_or_within_a_group_are_refused():
+    images = torch.randn(4, 6, 8, 8) * torch.logspace(-1, 1, 6).view(1, -1, 1, 1)
+    for groups in (1, 3):
+        model = expose(nn.Sequential(nn.Conv2d(6, 6, 3, groups=groups)))
+        model[0].input_quantizer = UniformQuantizer(8, axis=1)
+        calibrate(model, images)
+        with pytest.raises(UserError, match="scale for each channel"):
+            check_exportable(model)
+
+
+@torch.no_grad()
 def test_float_graphs_pass_through(tmp_path):
     model, images = tiny_vit(), torch.randn(2, 3, 16, 16)
     out, _ = run(fold_weights(exported(model, images)), images, tmp_path)

@@ -122,3 +122,31 @@ def test_observing_keeps_rows_and_gradients_in_float(loss):
         expected = logits.out.softmax(1) - nn.functional.one_hot(logits.out.argmax(1), logits.out.shape[1])
         torch.testing.assert_close(logits.grad, expected, rtol=1e-4, atol=1e-6)
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("loss", [None, lambda out: out.square().sum()])
+def test_what_is_seen_is_not_changed_by_an_activation_in_place(loss):
+    model = place(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True)), 8, 8, Policy())
+    images = torch.randn(2, 3, 8, 8)
+    seen = observe(model, images, loss)["0"]
+    with torch.no_grad():
+        out = nn.functional.conv2d(images, model[0].weight, model[0].bias)
+    torch.testing.assert_close(seen.out, out)
+    if loss is not None:
+        torch.testing.assert_close(seen.grad, 2 * out.relu())
+
+
+@torch.no_grad()
+def test_observing_named_sites_with_others_quantized():
+    model, images = place(tiny_vit(), 2, 2, Policy()), torch.randn(4, 3, 16, 16)
+    first, second = "blocks.0.mlp.fc1", "blocks.0.mlp.fc2"
+    plain = observe(model, images, only=[first, second])
+    assert set(plain) == {first, second}
+    site = sites(model)[first]
+    site.weight_quantizer.fit(site.weight)
+    site.input_quantizer.fit(plain[first].inputs[0])
+    behind = observe(model, images, only=[first, second], quantized=[first])
+    assert torch.equal(behind[first].inputs[0], plain[first].inputs[0])
+    expected = nn.functional.gelu(site(plain[first].inputs[0]))
+    torch.testing.assert_close(behind[second].inputs[0], expected)
+    assert not torch.allclose(plain[second].inputs[0], expected)

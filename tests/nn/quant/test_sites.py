@@ -124,6 +124,27 @@ def test_batch_norms_are_folded_into_their_convolutions():
     torch.testing.assert_close(model(images), wanted)
 
 
+@torch.inference_mode()
+def test_a_convolution_of_single_pixels_as_product_is_the_convolution():
+    site = QuantConv2d.wrap(nn.Conv2d(6, 5, 1).double())
+    images = torch.randn(2, 6, 4, 3, dtype=torch.float64)
+    assert site.is_product and not site.is_patch_embedding
+    torch.testing.assert_close(site._as_product(images), site(images))
+    for other in (nn.Conv2d(6, 6, 1, groups=2), nn.Conv2d(6, 5, 1, stride=2), nn.Conv2d(6, 5, 1, padding=1)):
+        assert not QuantConv2d.wrap(other).is_product
+
+
+@torch.inference_mode()
+def test_all_but_the_named_sites_are_switched_off():
+    images = torch.randn(4, 3, 16, 16)
+    model = with_quantizers(expose(tiny_vit()))
+    calibrate(model, images)
+    with switched_off(model, ["head"]):
+        on = [name for name, quantizer in quantizers(model).items() if quantizer.enabled]
+    assert sorted(on) == ["head.input_quantizer", "head.weight_quantizer"]
+    assert all(quantizer.enabled for quantizer in quantizers(model).values())
+
+
 def with_quantizers(model):
     for site in sites(model).values():
         if not isinstance(site, QuantMatMul):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .quantizers import Quantizer, UniformQuantizer
-from .sites import QuantConv1d, QuantConv2d, QuantLinear, QuantMatMul, Site, quantizers, sites, switched_off
+from .sites import QuantLinear, QuantMatMul, Site, quantizers, sites, switched_off
 
 Arithmetic = Literal["int8", "simulated", "float"]
 Bits = Mapping[str, tuple[int, int]]  # site -> (bits of the weight, bits of the activations)
@@ -110,9 +110,7 @@ def _arithmetic(site: Site) -> Arithmetic:
         return "simulated"
     if isinstance(site, QuantLinear | QuantMatMul):
         return "int8" if isinstance(site, QuantLinear) or both[0].axis is None else "simulated"
-    if isinstance(site, QuantConv1d):
-        return "int8" if site.is_product else "simulated"
-    return "int8" if isinstance(site, QuantConv2d) and site.is_patch_embedding else "simulated"
+    return "int8" if site.is_product else "simulated"
 
 
 def _fractional(both: list[UniformQuantizer]) -> bool:

@@ -45,8 +45,19 @@ def check_exportable(model: nn.Module) -> None:
             raise UserError(f"the zero point of {name} is not a whole number; quantize with integer=True to export")
         if bool((zero < quantizer.low).any() or (zero > quantizer.high).any()):
             raise UserError(f"the zero point of {name} is not one of its codes; quantize with integer=True to export")
-        if quantizer.axis is not None and not name.endswith("weight_quantizer"):
+        if quantizer.axis is not None and not name.endswith("weight_quantizer") and not _factors_out(model, name):
             raise UserError(f"{name} has a scale for each channel, which no runtime multiplies; reparameterize first")
+
+
+def _factors_out(model: nn.Module, name: str) -> bool:
+    """Whether the scales that a quantizer has for the channels of an input are factors of whole sums.
+
+    So it is where the groups of a convolution, such as a depthwise one, have a scale each.
+    """
+    site, quantizer = (model.get_submodule(part) for part in (name.rpartition(".")[0], name))
+    groups = getattr(site, "groups", 1)
+    apart = [part.unflatten(0, (groups, -1)) for part in (quantizer.scale, quantizer.zero_point)]
+    return groups > 1 and all(bool((part == part[:, :1]).all()) for part in apart)
 
 
 def _quantize_dequantize(x: Any, scale: Any, zero_point: Any, axis: int, low: int, high: int) -> Any:

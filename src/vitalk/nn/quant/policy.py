@@ -1,6 +1,5 @@
 """Policies: which quantizer sits where. A method chooses one, and a way to calibrate."""
 
-import copy
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,17 @@ from vitalk.errors import UserError
 
 from .nonuniform import LogSqrt2Quantizer
 from .quantizers import Quantizer, UniformQuantizer
-from .sites import QuantConv2d, QuantLinear, QuantMatMul, expose, fold_batch_norms, quantizers, sites, switched_off
+from .sites import (
+    QuantConv2d,
+    QuantLinear,
+    QuantMatMul,
+    copied,
+    expose,
+    fold_batch_norms,
+    quantizers,
+    sites,
+    switched_off,
+)
 
 IMAGE_BITS = 8
 Make = Callable[[int], Quantizer]  # bits -> a quantizer
@@ -44,7 +53,7 @@ def place(model: nn.Module, weight_bits: int, act_bits: int, policy: Policy, ima
     """A copy of ``model`` in eval mode with all quantizers in place, none of them fitted.
 
     BatchNorms behind convolutions are folded into them first. image: [1, channels, height, width]; needed where the
-    policy has quantizers for GELU.
+    policy has quantizers for GELU, and finds all such BatchNorms (``fold_batch_norms``).
     Raises UserError for bits outside 2 to 8 and for models that are quantized already.
     """
     for name, bits in (("weight_bits", weight_bits), ("act_bits", act_bits)):
@@ -52,7 +61,9 @@ def place(model: nn.Module, weight_bits: int, act_bits: int, policy: Policy, ima
             raise UserError(f"{name} must be 2 to 8, got {bits}")
     if quantizers(model):
         raise UserError("the model is quantized already; start from the float model")
-    model = expose(fold_batch_norms(copy.deepcopy(model).eval()), attention=policy.products is not None)
+    with torch.inference_mode(False):
+        model = fold_batch_norms(copied(model).eval(), image)
+    model = expose(model, attention=policy.products is not None)
     behind = set() if policy.gelu is None else behind_gelu(model, image)
     first = True
     for name, site in sites(model).items():

@@ -1,6 +1,6 @@
 """Scales that are searched for the output of a site: all candidates in few passes, errors weighted by gradients."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,30 +54,34 @@ def observe(
     rows: int = ROWS,
     pictures: int = PICTURES,
     batch: int = 8,
+    only: Collection[str] | None = None,
+    quantized: Collection[str] = (),
 ) -> dict[str, Seen]:
     """What every site of ``model`` sees of ``images`` [pictures, channels, height, width], in float.
 
     loss: logits -> scalar; with it gradients are kept too, with respect to what each site puts out. rows: tokens kept
     of a linear layer, evenly spaced ones of all pictures. pictures: that convolutions and products keep.
+    only: the sites that are looked at, by name; None for all. quantized: sites that stay quantized meanwhile.
     A site that is called several times a pass keeps its last call.
     """
-    kept: dict[str, list[tuple[tuple[Tensor, ...], Tensor]]] = {name: [] for name in sites(model)}
+    looked_at = {name: site for name, site in sites(model).items() if only is None or name in only}
+    kept: dict[str, list[tuple[tuple[Tensor, ...], Tensor]]] = {name: [] for name in looked_at}
 
-    def keep(name: str, site: Site, args: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
+    def keep(name: str, site: Site, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         if loss is not None and not out.requires_grad:
             out = out.detach().requires_grad_()
         if out.requires_grad:
             out.retain_grad()
         latest[name] = (site, tuple(a.detach() for a in args), out)
-        return out if loss is not None else None
+        return out.clone()  # an activation may work in place
 
     latest: dict[str, Any] = {}
     handles = [
         site.register_forward_hook(lambda site, args, out, name=name: keep(name, site, args, out))
-        for name, site in sites(model).items()
+        for name, site in looked_at.items()
     ]
     try:
-        with switched_off(model), torch.inference_mode(False), torch.set_grad_enabled(loss is not None):
+        with switched_off(model, quantized), torch.inference_mode(False), torch.set_grad_enabled(loss is not None):
             for chunk in images.split(batch):
                 latest.clear()
                 logits = model(chunk.detach().clone())

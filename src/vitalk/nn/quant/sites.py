@@ -1,17 +1,21 @@
 """Quantization sites: the linear layers, convolutions and attention products of a model, with quantizers on them."""
 
-from collections.abc import Callable, Iterator
+import copy
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention
+from timm.layers import Attention, BatchNormAct2d, ConvNormAct
+from timm.models.efficientformer import Attention as BiasedAttention
 from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from vitalk.nn.attention import MatMul, SiteAttention, SiteWindowAttention
+from vitalk.nn.attention import MatMul, SiteAttention, SiteBiasedAttention, SiteWindowAttention
 
 from .quantizers import Quantizer
 
@@ -56,7 +60,7 @@ class QuantConv2d(_WeightSite, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [batch, in, height, width] -> [batch, out, ...]."""
-        if torch.compiler.is_exporting() and self._cuts_patches(x):
+        if torch.compiler.is_exporting() and (self._cuts_patches(x) or self._quantized_pointwise):
             return self._as_product(x)
         x, weight = self.quantized(x, self.weight)
         return self._conv_forward(x, weight, self.bias)
@@ -64,15 +68,26 @@ class QuantConv2d(_WeightSite, nn.Conv2d):
     @property
     def is_patch_embedding(self) -> bool:
         """Whether it cuts pictures into patches that do not overlap."""
+        return self.is_product and self.kernel_size != (1, 1)
+
+    @property
+    def is_product(self) -> bool:
+        """Whether it is a matrix product: of patches that do not overlap, or of single pixels."""
         plain = self.padding in ((0, 0), "valid") and self.dilation == (1, 1) and self.groups == 1
-        return plain and self.stride == self.kernel_size != (1, 1)
+        return plain and self.stride == self.kernel_size
+
+    @property
+    def _quantized_pointwise(self) -> bool:
+        """Float convolutions of single pixels stay what they are, which runtimes do as fast."""
+        quantized = self.input_quantizer is not None and self.weight_quantizer is not None
+        return quantized and self.is_product and self.kernel_size == (1, 1)
 
     def _cuts_patches(self, x: Tensor) -> bool:
         divides = all(size % step == 0 for size, step in zip(x.shape[2:], self.stride, strict=True))
         return self.is_patch_embedding and divides
 
     def _as_product(self, x: Tensor) -> Tensor:
-        """A patch embedding as cut and matrix product: runtimes do that in int8, with no quantizer on the output."""
+        """Patches or pixels, times the weight: runtimes do that in int8, with no quantizer on the output."""
         batch, channels, height, width = x.shape
         down, right = self.stride
         x = x.reshape(batch, channels, height // down, down, width // right, right).permute(0, 2, 4, 1, 3, 5)
@@ -137,8 +152,8 @@ def expose(model: nn.Module, attention: bool = True) -> nn.Module:
     """Turn linear layers, convolutions and (with ``attention``) attention products of ``model`` into sites, in place.
 
     Parameters and their names stay; without quantizers the outputs are those of the unfused timm model.
-    Layers whose class computes in its own way, attention of other kinds than timm's ``Attention`` and
-    ``WindowAttention``, and what is a site already stay as they are. Works on any module, a ``Trunk`` too.
+    Layers whose class computes in its own way, attention of other kinds than timm's ``Attention``, ``WindowAttention``
+    and that of EfficientFormer, and what is a site already stay as they are. Works on any module, a ``Trunk`` too.
     """
     if attention:
         _replace(model, _exposed_attention)
@@ -158,9 +173,9 @@ def quantizers(model: nn.Module) -> dict[str, Quantizer]:
 
 
 @contextmanager
-def switched_off(model: nn.Module) -> Iterator[None]:
-    """Within it the model computes in float."""
-    active = [q for q in quantizers(model).values() if q.enabled]
+def switched_off(model: nn.Module, but: Collection[str] = ()) -> Iterator[None]:
+    """Within it the model computes in float, except at the sites named in ``but``."""
+    active = [q for name, q in quantizers(model).items() if q.enabled and name.rpartition(".")[0] not in but]
     for quantizer in active:
         quantizer.enabled = False
     try:
@@ -170,17 +185,83 @@ def switched_off(model: nn.Module) -> Iterator[None]:
             quantizer.enabled = True
 
 
-def fold_batch_norms(model: nn.Module) -> nn.Module:
-    """Fold each BatchNorm2d that follows a convolution in a Sequential into it, in place; for models in eval mode.
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy without the attention biases that blocks of timm gather once and keep, with the graph they are of."""
+    kept = [m.attention_bias_cache for m in model.modules() if hasattr(m, "attention_bias_cache")]
+    return copy.deepcopy(model, {id(cache): {} for cache in kept})
 
-    Quantized weights must be the ones that are multiplied at inference, and runtimes cannot fold afterwards.
+
+def fold_batch_norms(model: nn.Module, image: Tensor | None = None) -> nn.Module:
+    """Fold each BatchNorm2d that follows a convolution into it, in place; for models in eval mode.
+
+    Quantized weights must be the ones that are multiplied at inference, and runtimes cannot fold afterwards. timm's
+    ``BatchNormAct2d`` leaves its activation behind.
+    image: [1, channels, height, width]; with it the pairs are found by data flow, wherever a BatchNorm alone takes what
+    a convolution puts out. Without it only neighbours in a Sequential and timm's ``ConvNormAct`` are.
     """
-    for sequence in [m for m in model.modules() if isinstance(m, nn.Sequential)]:
-        for i in range(len(sequence) - 1):
-            if type(sequence[i]) is nn.Conv2d and type(sequence[i + 1]) is nn.BatchNorm2d:
-                sequence[i] = fuse_conv_bn_eval(sequence[i].eval(), sequence[i + 1].eval())
-                sequence[i + 1] = nn.Identity()
+    for conv_name, norm_name in _declared_pairs(model) if image is None else _flowing_pairs(model, image):
+        conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
+        model.set_submodule(conv_name, fuse_conv_bn_eval(conv.eval(), norm.eval()))
+        model.set_submodule(norm_name, norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity())
     return model
+
+
+def _declared_pairs(model: nn.Module) -> list[tuple[str, str]]:
+    found = []
+    for name, module in model.named_modules():
+        children = list(module.named_children())
+        if isinstance(module, nn.Sequential) or type(module).forward is ConvNormAct.forward:
+            prefix = f"{name}." if name else ""
+            found += [(prefix + a, prefix + b) for (a, conv), (b, norm) in pairwise(children) if _folds(conv, norm)]
+    return found
+
+
+def _folds(conv: nn.Module, norm: nn.Module) -> bool:
+    normalises = type(norm) in (nn.BatchNorm2d, BatchNormAct2d) and norm.running_mean is not None
+    return type(conv) is nn.Conv2d and normalises
+
+
+def _flowing_pairs(model: nn.Module, image: Tensor) -> list[tuple[str, str]]:
+    """Names of convolutions and the BatchNorms that alone take what they put out, each called once."""
+    with torch.inference_mode(False):
+        model = copied(model)  # so that nothing of this pass is left in it
+    names = {module: name for name, module in model.named_modules()}
+    put_out: dict[int, tuple[nn.Module, Tensor]] = {}  # tensors are kept, so that no other gets their identity
+    met: list[tuple[nn.Module, nn.Module, Any]] = []
+    calls: Counter[nn.Module] = Counter()
+
+    def remember(conv: nn.Module, _: Any, out: Tensor) -> None:
+        calls[conv] += 1
+        put_out[id(out)] = conv, out
+
+    def look(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+        calls[norm] += 1
+        conv, out = put_out.get(id(args[0]), (None, None))
+        if conv is not None and _folds(conv, norm):
+            met.append((conv, norm, out.grad_fn))
+
+    handles = [m.register_forward_hook(remember) for m in names if isinstance(m, nn.Conv2d)]
+    handles += [m.register_forward_pre_hook(look) for m in names if isinstance(m, nn.BatchNorm2d)]
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            last = model(image.detach().clone().requires_grad_())
+    finally:
+        for handle in handles:
+            handle.remove()
+    uses = _uses(last.grad_fn)
+    return [(names[c], names[n]) for c, n, node in met if calls[c] == calls[n] == uses[node] == 1]
+
+
+def _uses(last: Any) -> Counter[Any]:
+    """How often each node of an autograd graph is used by others."""
+    uses: Counter[Any] = Counter()
+    open_nodes = [last]
+    while open_nodes:
+        for source, _ in open_nodes.pop().next_functions:
+            uses[source] += 1
+            if source is not None and uses[source] == 1:
+                open_nodes.append(source)
+    return uses
 
 
 def _through(quantizer: Quantizer | None, x: Tensor) -> Tensor:
@@ -196,6 +277,8 @@ def _take_over(site: Any, layer: nn.Module) -> Any:
 def _exposed_attention(module: nn.Module) -> nn.Module | None:
     if type(module) is Attention:
         return SiteAttention.from_timm(module)
+    if type(module) is BiasedAttention:
+        return SiteBiasedAttention.from_timm(module)
     return SiteWindowAttention.from_timm(module) if type(module) is WindowAttention else None
 
 
