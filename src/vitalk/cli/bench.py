@@ -119,6 +119,39 @@ def reduce(
     _keep(output, lambda: compare(minutes, data or data_root()), draw)
 
 
+@app.command()
+def quant(
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Where the JSON goes; a .md and a .png are written beside.")
+    ] = Path("results/bench_quant.json"),
+    minutes: Annotated[
+        float, typer.Option(min=0.1, max=1440, help="Time to spend; more makes the figures firmer.")
+    ] = 30.0,
+    model: Annotated[str, typer.Option(help="What is quantized: trained on CIFAR-10, a name or checkpoint.")] = (
+        "vitalk_eye"
+    ),
+    only: Annotated[list[str] | None, typer.Option(help="A method, e.g. adalog; may be given again.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the data sets [default: $VITALK_DATA or the user's cache].")
+    ] = None,
+) -> None:
+    """Every quantization method at W8A8, W6A6, W4A4, W3A3 and mixed precision: accuracy, bytes, real integers.
+
+    Needs the extra train. Run nothing else meanwhile.
+
+    Example: vitalk bench quant --minutes 60 --only repq-vit --only adalog
+    """
+    from vitalk.benchmarks.quant import compare, draw_plot
+    from vitalk.files import data_root
+    from vitalk.quantization import METHODS
+
+    if unknown := [name for name in only or [] if name not in METHODS]:
+        raise UserError(f"--only {unknown[0]} is not known; choose {', '.join(METHODS)}")
+    if data is not None and not data.is_dir():
+        raise UserError(f"--data: there is no folder {data}; name the one that holds images/")
+    _keep(output, lambda: compare(minutes, data or data_root(), model, only or list(METHODS)), draw_plot)
+
+
 def _keep(
     output: Path, measure: Callable[[], dict[str, Any]], draw: Callable[[dict[str, Any], Path], None] | None = None
 ) -> None:

@@ -16,7 +16,9 @@ from vitalk.files import staging
 DRAWN = 8  # pictures of --visualize
 # What says how much a reduction takes away.
 STRENGTHS = {"evit": "keep", "tome": "merge", "mctf": "merge", "diffrate": "target-flops"}
-TOKENS, QUANT = [*STRENGTHS], ["repq-vit"]
+TOKENS = [*STRENGTHS]
+QUANT = ["minmax", "percentile", "omse", "ema", "ptq4vit", "fq-vit", "noisyquant", "repq-vit", "is-vit", "adalog",
+         "dopq-vit", "mptq-vit", "lrp-qvit", "q-hyvit"]  # fmt: skip
 SEARCH_BATCH = 32
 
 
@@ -53,11 +55,22 @@ def compress(
     visualize: Annotated[
         Path | None, typer.Option(help="Folder for pictures of which patches each token holds, block by block.")
     ] = None,
-    quant: Annotated[str | None, typer.Option(help="Quantization: repq-vit.")] = None,
+    quant: Annotated[
+        str | None, typer.Option(help=f"Quantization: {', '.join(QUANT)}; vitalk bench quant compares them.")
+    ] = None,
     bits: Annotated[str, typer.Option(help="Bits of weights and activations: w8a8, w6a6, w4a4 …")] = "w8a8",
     attention: Annotated[
-        str, typer.Option(help="Attention products: float (fast) or log-sqrt2 (the paper's).")
+        str, typer.Option(help="Attention products: float (fast), own (the method's), or a quantizer it knows.")
     ] = "float",
+    mixed: Annotated[
+        bool, typer.Option(help="mptq-vit, lrp-qvit: layers get bits of their own, on average those of --bits.")
+    ] = False,
+    steps: Annotated[
+        int | None, typer.Option(min=0, help="is-vit, dopq-vit, adalog: steps of reconstruction a block.")
+    ] = None,
+    pack: Annotated[
+        bool, typer.Option(help="Weights of 4 bits or fewer take 4 bits in the file; slower than int8, half as large.")
+    ] = False,
     calibration: Annotated[int, typer.Option(min=1, help="Pictures to calibrate with.")] = 32,
     limit: Annotated[int, typer.Option(min=1, help="Pictures to evaluate with, at most.")] = 1000,
     random_weights: Annotated[bool, typer.Option(help="A timm model with random weights: for its speed only.")] = False,
@@ -73,6 +86,8 @@ def compress(
             raise UserError(f"{option} {name} is not known; choose {', '.join(known)}.{nearest(name, known)}")
     if tokens is None and quant is None and prune is None:
         raise UserError("nothing to do: name --tokens NAME, --quant repq-vit, --prune SHARE or several of them")
+    if quant is None and (mixed or pack or steps is not None):
+        raise UserError("--mixed, --steps and --pack are about quantization; name --quant")
     if prune is not None and not 0 <= prune < 1:
         raise UserError(f"--prune must be in [0, 1), got {prune}; 0.3 saves three tenths of the MACs")
     strengths = {"keep": keep, "merge": merge}
@@ -83,7 +98,7 @@ def compress(
         raise UserError("--visualize draws what --tokens does; name a reduction")
     plan = Plan(tokens, next((v for v in strengths.values() if v is not None), None), _numbers(blocks),
                 target_flops, target_latency, schedule, search_steps, prune,
-                quant and (bits, attention), data)  # fmt: skip
+                quant and Quantization(quant, bits, attention, mixed, steps, pack), data)  # fmt: skip
     with ExitStack() as stack:
         folder = stack.enter_context(staging(output))
         drawn = stack.enter_context(staging(visualize)) if visualize else None
@@ -121,6 +136,22 @@ def _numbers(blocks: str | None) -> list[int] | None:
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """What --quant and the options around it say."""
+
+    name: str
+    bits: str
+    attention: str
+    mixed: bool
+    steps: int | None
+    pack: bool
+
+    def __str__(self) -> str:
+        extra = [*(["mixed"] if self.mixed else []), *([f"{self.steps} steps"] if self.steps is not None else [])]
+        return ", ".join([f"{self.name} {self.bits}", f"attention {self.attention}", *extra])
+
+
+@dataclass(frozen=True)
 class Plan:
     """What is to be done: heads and units pruned, tokens reduced by a strength or to a target, all quantized."""
 
@@ -132,7 +163,7 @@ class Plan:
     schedule: Path | None
     search_steps: int
     prune: float | None
-    quant: tuple[str, str] | None
+    quant: Quantization | None
     data: str | None
 
 
@@ -146,11 +177,11 @@ def _compress(
 
     from vitalk.deploy.comparison import measure, table, write_report
     from vitalk.deploy.load import load_model
-    from vitalk.systems.repq_vit import parse_bits
+    from vitalk.nn.quant import parse_bits
     from vitalk.vision.data import split_for_calibration
 
     if plan.quant:
-        parse_bits(plan.quant[0])
+        parse_bits(plan.quant.bits)
     loaded = load_model(name, pretrained=not random_weights)
     shown, judged = split_for_calibration(data, calibration)
     judged = judged.select(np.linspace(0, len(judged) - 1, min(limit, len(judged))).astype(int))
@@ -167,9 +198,9 @@ def _compress(
     rows = []
     for variant, model in _variants(loaded, pictures, plan, folder, settings, console).items():
         console.print(f"[bold]{variant}[/bold]")
-        rows.append(
-            {"variant": variant, **measure(model, folder / f"{variant}.onnx", loaded.preprocess, labels, judged)}
-        )
+        pack = plan.quant is not None and plan.quant.pack
+        found = measure(model, folder / f"{variant}.onnx", loaded.preprocess, labels, judged, pack)
+        rows.append({"variant": variant, **found})
         if drawn and variant.endswith(plan.tokens):
             _draw(model, loaded.preprocess, judged, drawn)
     last = rows[-1]["variant"]
@@ -194,14 +225,18 @@ def _variants(
     loaded: Any, pictures: Any, plan: Plan, folder: Path, settings: dict[str, Any], console: Any
 ) -> dict[str, Any]:
     """The models by name: float, reduced, quantized, both; ``settings`` is told what was done."""
+    from vitalk.nn.quant import parse_bits
+    from vitalk.quantization import quantize
     from vitalk.systems.dimap import slim
-    from vitalk.systems.repq_vit import parse_bits, repq_vit
 
     found, current = {"float": loaded.model}, []
 
     def quantized(model: Any) -> Any:
-        weight, act = parse_bits(plan.quant[0])
-        return repq_vit(model, pictures, weight, act, attention=plan.quant[1], progress=True)
+        how = plan.quant
+        return quantize(
+            how.name, model, pictures, parse_bits(how.bits), None if how.attention == "own" else how.attention,
+            steps=how.steps, mixed=how.mixed, progress=True,
+        )  # fmt: skip
 
     if plan.prune is not None:
         current.append("slim")
@@ -214,8 +249,8 @@ def _variants(
             found["-".join(current)] = _reduced(loaded, pictures[:1], plan, finish, folder, settings)
     if plan.quant:
         for name, base in list(found.items()):
-            found[plan.quant[0] if name == "float" else f"{name}-{plan.quant[0]}"] = quantized(base)
-        settings["quantization"] = f"repq-vit {plan.quant[0]}, attention {plan.quant[1]}"
+            found[plan.quant.bits if name == "float" else f"{name}-{plan.quant.bits}"] = quantized(base)
+        settings["quantization"] = str(plan.quant)
     return found
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from vitalk.deploy.kernels import profile
 from vitalk.deploy.load import timm_transform
 from vitalk.deploy.onnx_export import export_onnx
 from vitalk.deploy.runtime import Eye
@@ -19,18 +20,25 @@ from vitalk.measurement import machine
 from vitalk.vision.cost import count, file_size, latencies, peak_memory
 
 
-def measure(model: Any, file: Path, preprocess: Any, labels: list[str], judged: Any) -> dict[str, Any]:
-    """Accuracy of the torch model and of its ONNX file on the same pictures, and the file's cost."""
+def measure(
+    model: Any, file: Path, preprocess: Any, labels: list[str], judged: Any, pack: bool = False
+) -> dict[str, Any]:
+    """Accuracy of the torch model and of its ONNX file on the same pictures, and the file's cost.
+
+    pack: see ``export_onnx``.
+    """
     cost = count(model, torch.zeros(1, 3, *preprocess.size))
-    export_onnx(model, file, preprocess, labels)
+    export_onnx(model, file, preprocess, labels, pack=pack)
     eye = Eye.load(file)
     right_torch, right_file, agree = _judge(model, eye, preprocess, judged)
     batches = {b: np.zeros((b, 3, *preprocess.size), np.float32) for b in (1, 16)}
     times = latencies({str(b): (lambda x=x: eye.logits(x)) for b, x in batches.items()}, seconds=20)
     code = "import sys, numpy; from vitalk.deploy.runtime import Eye; eye = Eye.load(sys.argv[1]); "
     code += "eye.logits(numpy.zeros((1, 3, *eye.preprocess.size), numpy.float32))"
+    kernels = profile(file, {"image": batches[1]})
     return {
         "torch_top1": right_torch, "file_top1": right_file, "agreement": agree,
+        "int8_products": kernels.integer, "float_products": kernels.in_float,
         "parameters": cost.params, "macs": cost.macs, "bytes": file_size(file),
         "ms_batch1": 1e3 * times["1"], "ms_batch16": 1e3 * times["16"],
         "peak_bytes": peak_memory([sys.executable, "-c", code, str(file)]),
@@ -58,6 +66,8 @@ COLUMNS = {
     "variant": ("variant", "{}"),
     "file_top1": ("top-1 file %", "{:.2f}"),
     "torch_top1": ("top-1 torch %", "{:.2f}"),
+    "int8_products": ("int8 products", "{}"),
+    "float_products": ("float products", "{}"),
     "macs": ("GMACs", lambda v: f"{v / 1e9:.3f}"),
     "bytes": ("MB", lambda v: f"{v / 1e6:.2f}"),
     "ms_batch1": ("ms, batch 1", "{:.2f}"),

@@ -4,7 +4,7 @@ Du, Gong, Chu, "Model Quantization and Hardware Acceleration for Vision Transfor
 arXiv 2405.00314. The survey has no code; what it lists is built here from the papers it cites, on one protocol.
 
     vitalk train vit-quant-survey --preset tiny               quantization-aware training, 2 to 8 bits
-    vitalk compress MODEL --quant vit-quant-survey --bits w8a8
+    vitalk compress MODEL --quant fq-vit --bits w8a8          or minmax, percentile, omse, ema, ptq4vit, noisyquant
     vitalk reproduce vit-quant-survey
 
 Post-training baselines, each a policy and a way to find ranges: min-max, percentiles, OMSE, running averages, PTQ4ViT
