@@ -34,9 +34,10 @@ tokens, products by some pictures. Survivors of the beam stay candidates, and so
 step worsens. Zero points are tried around the one that the range asks for instead of around half of the codes, with
 which one-sided values lost a bit; those of channels may lie outside the codes before the fold. log2 and log-sqrt2
 behind a GELU search their scale for themselves (the official code takes AdaLog's). Reconstruction has both learning
-rates on a cosine, and larger ones where there are fewer than 20000 steps. Layers behind LayerNorm and GELU are found by
-data flow instead of by name, so other architectures work; where padding would meet the shift, it is not folded. All
-weights, patch embedding and head too, have ``weight_bits``; pictures always have 8 bits (in the official code none).
+rates on a cosine, and larger ones where there are fewer than 20000 steps; a unit that gains nothing returns to what it
+was. Layers behind LayerNorm and GELU are found by data flow instead of by name, so other architectures work; where
+padding would meet the shift, it is not folded. All weights, patch embedding and head too, have ``weight_bits``;
+pictures always have 8 bits (in the official code none).
 
 Bases stop at 10, as in the paper: above 5 bits a logarithm gets no finer, and ``attention="uniform"`` is nearer to
 float.

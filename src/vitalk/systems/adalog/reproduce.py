@@ -21,7 +21,7 @@ CALIBRATION = 32  # pictures, as in the paper
 TUNING = 256  # pictures of the reconstruction; the paper takes 1024
 DRAWS = 3  # of calibration pictures
 FULL = 10.0  # minutes that the whole measurement needs; with fewer, searches and reconstruction are shorter
-STEPS = 80  # of reconstructing each unit in that time
+STEPS = 120  # of reconstructing each unit in that time
 
 # The paper's protocol, except in the last row, which is the form that is deployed.
 VARIANTS: dict[str, dict[str, Any]] = {

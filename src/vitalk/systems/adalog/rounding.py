@@ -19,8 +19,9 @@ from vitalk.nn.quant.sites import Site
 STRETCH = 1.1, -0.1  # zeta and gamma of the rectified sigmoid (AdaRound, arXiv 2004.10568)
 WEIGHT, WARM, BETA = 0.01, 0.2, (20.0, 2.0)  # of the regulariser: its weight, the share without it, its exponent
 STEPS = 20_000  # of the official code
-# Adam's rates: the official code's, and what fewer steps may raise them to.
-ROUNDING_RATES, SCALE_RATES = (1e-3, 0.1), (4e-5, 2e-4)
+ROUNDING_RATE, SCALE_RATE = 1e-3, 4e-5  # Adam's, of the official code
+FASTEST, STRETCHED = 0.1, 1e-3  # what fewer steps may raise them to: the first, and the second as a share of the scale
+JUDGED = 256  # pictures that say whether a unit has gained
 
 
 class SoftRounding(nn.Module):
@@ -120,23 +121,35 @@ def reached(reference: nn.Module, name: str, images: Tensor) -> Iterator[tuple[s
 def tune_unit(
     unit: nn.Module, inputs: Tensor, targets: Tensor, steps: int, tick: Callable[[], object] = lambda: None
 ) -> tuple[float, float]:
-    """Reconstruct one unit; the loss of the first and of the last tenth of the steps.
+    """Reconstruct one unit; its loss before and after, at hard rounding.
 
-    Rates are the official code's at its 20000 steps, both on a cosine; with fewer steps they are larger (ours), since
-    a rounding that has no time to move decides nothing.
+    Rates are the official code's at its 20000 steps, both on a cosine; with fewer steps they are larger, since a
+    rounding that has no time to move decides nothing. A unit that is no nearer to its targets afterwards, as happens
+    where many weights are still undecided when they are rounded, returns to what it was (both ours).
     """
+    loss = divergence if targets.dim() == 2 else tenth
+    few = inputs[:JUDGED], targets[:JUDGED]
+    with torch.no_grad():
+        before, kept = loss(unit(few[0]), few[1]).item(), copy.deepcopy(unit.state_dict())
     faster = max(STEPS / steps, 1.0)
     with learning(unit) as (soft, scales):
-        rates = ([one.alpha for one in soft], ROUNDING_RATES), (scales, SCALE_RATES)
         groups: list[dict[str, Any]] = [
-            {"params": few, "lr": min(rate * faster, most)} for few, (rate, most) in rates if few
+            {"params": [scale], "lr": min(SCALE_RATE * faster, STRETCHED * float(scale.detach().mean()))}
+            for scale in scales
         ]
+        if soft:
+            groups.append({"params": [one.alpha for one in soft], "lr": min(ROUNDING_RATE * faster, FASTEST)})
         if not groups:
-            return float("nan"), float("nan")
-        loss = divergence if targets.dim() == 2 else tenth
-        return reconstruct(
+            return before, before
+        reconstruct(
             unit, inputs, targets, groups, steps, loss=loss, penalty=lambda done: penalty(soft, done), tick=tick
         )
+    with torch.no_grad():
+        after = loss(unit(few[0]), few[1]).item()
+    if not after < before:
+        unit.load_state_dict(kept)
+        return before, before
+    return before, after
 
 
 @contextmanager
