@@ -24,12 +24,14 @@ class Method:
     make: (model, images, weight_bits, act_bits, **options) -> a quantized copy. All take attention, integer and
     progress. steps: the option that says how many steps of reconstruction each unit gets; "" where there is none.
     short: options that go with fewer steps than ``FEW``, which the papers' small rates would leave without effect.
+    deployed: options of the form that runs in integers.
     mixed: the options that give sites bits of their own, as a function of the average; None where there are none.
     """
 
     make: Callable[..., nn.Module]
     steps: str = ""
     short: dict[str, Any] = field(default_factory=dict)
+    deployed: dict[str, Any] = field(default_factory=dict)
     mixed: Callable[[float], dict[str, Any]] | None = None
 
 
@@ -41,7 +43,7 @@ METHODS = {
     "is-vit": Method(is_vit, "iterations", QUICK),
     "adalog": Method(adalog, "reconstruct_steps"),
     "dopq-vit": Method(dopq_vit, "iterations", QUICK),
-    "mptq-vit": Method(mptq_vit, mixed=lambda average: {"average_bits": average}),
+    "mptq-vit": Method(mptq_vit, deployed={"gelu": "uniform"}, mixed=lambda average: {"average_bits": average}),
     "lrp-qvit": Method(lrp_qvit, mixed=lambda average: {"mixed": True}),
     "q-hyvit": Method(q_hyvit),
 }
@@ -82,6 +84,8 @@ def quantize(
         options["mixed"] = False
     if attention is not None:
         options["attention"] = attention
+    if integer and attention == "float":
+        options |= method.deployed
     return method.make(model, images, *bits, integer=integer, progress=progress, **options)
 
 

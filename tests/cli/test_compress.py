@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import save_file
 
 from tests.deploy.conftest import SMALL
-from vitalk.cli.compress import compress
+from vitalk.cli.compress import QUANT, compress
 from vitalk.deploy.runtime import Eye
 from vitalk.errors import UserError
 
 DEFAULTS = {
     "data": None, "tokens": None, "keep": None, "merge": None, "target_flops": None, "target_latency": None,
     "blocks": None, "visualize": None, "schedule": None, "search_steps": 4, "prune": None, "quant": None,
-    "bits": "w8a8", "attention": "float",
+    "bits": "w8a8", "attention": "float", "mixed": False, "steps": None, "pack": False,
     "calibration": 16, "limit": 24, "random_weights": False,
 }  # fmt: skip
 
@@ -86,6 +86,10 @@ def test_all_variants_are_measured_and_the_last_one_is_kept(model_path, picture_
         ({"tokens": "diffrate", "target_flops": 0.01}, "cannot be reached"),
         ({"prune": 0.99}, "cannot be reached"),
         ({"quant": "repq-vit", "visualize": Path("drawn")}, "--visualize"),
+        ({"quant": "repqvit"}, "Did you mean repq-vit"),
+        ({"quant": "repq-vit", "mixed": True}, "for mixed precision choose mptq-vit, lrp-qvit"),
+        ({"quant": "repq-vit", "steps": 5}, "reconstructs nothing"),
+        ({"tokens": "evit", "pack": True}, "name --quant"),
     ],
 )
 def test_bad_options_leave_nothing(model_path, picture_folder, tmp_path, options, words):
@@ -147,3 +151,33 @@ def test_the_verb_knows_every_reducer():
 
     assert set(STRENGTHS) == set(REDUCERS)
     assert all((option == "target-flops") == (REDUCERS[name].learn is not None) for name, option in STRENGTHS.items())
+
+
+def test_the_verb_knows_every_method():
+    from vitalk.quantization import METHODS
+
+    assert set(QUANT) == set(METHODS)
+
+
+def test_four_bits_take_four_bits_in_the_file(model_path, picture_folder, tmp_path):
+    rows = {}
+    for pack in (False, True):
+        out = tmp_path / str(pack)
+        run(model_path, out, data=str(picture_folder), quant="is-vit", bits="w4a8", steps=1, pack=pack, limit=8)
+        rows[pack] = json.loads((out / "report.json").read_text())["rows"][-1]
+    assert rows[True]["bytes"] < rows[False]["bytes"] and rows[True]["agreement"] == 100
+    assert rows[False]["int8_products"] > 0 == rows[True]["int8_products"]
+
+
+def test_calibration_with_one_class_is_refused(model_path, tmp_path):
+    from PIL import Image
+
+    folder = tmp_path / "pictures"
+    for name in ("train", "test"):
+        for i in range(40):
+            path = folder / name / "blue" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), (i, 2 * i, 200)).save(path)
+    with pytest.raises(UserError, match="one class"):
+        run(model_path, tmp_path / "out", data=str(folder), quant="repq-vit")
+    assert not (tmp_path / "out").exists()

@@ -184,6 +184,11 @@ def _compress(
         parse_bits(plan.quant.bits)
     loaded = load_model(name, pretrained=not random_weights)
     shown, judged = split_for_calibration(data, calibration)
+    if plan.quant and len(shown) > 1 and len(set(map(int, shown.labels))) == 1:
+        raise UserError(
+            f"all {len(shown)} calibration pictures are of one class, and ranges would fit that alone; "
+            "give pictures of several"
+        )
     judged = judged.select(np.linspace(0, len(judged) - 1, min(limit, len(judged))).astype(int))
     labels = _labels(loaded, judged)
     pictures = torch.stack([torch.from_numpy(loaded.preprocess(shown[i][0])) for i in range(len(shown))])

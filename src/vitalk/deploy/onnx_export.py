@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import re
 import warnings
 from pathlib import Path
 
@@ -82,9 +83,25 @@ def _trace(model: nn.Module, images: Tensor) -> onnx.ModelProto:
                 model, (images,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), opset_version=OPSET,
                 input_names=["image"], output_names=["logits"], custom_translation_table=TRANSLATIONS, verbose=False,
             )  # fmt: skip
+    except Exception as error:  # the exporter wraps whatever stopped it
+        raise _reason(error) from None
     finally:
         log.setLevel(level)
     return program.model_proto
+
+
+def _reason(error: BaseException) -> UserError:
+    """What stopped the exporter, in a sentence: the model's own refusal, or the operator that it cannot express."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    if (refused := next((e for e in chain if isinstance(e, UserError)), None)) is not None:
+        return refused
+    named = next((found for e in chain for found in re.findall(r"\b[a-z]\w*(?:::|\.)\w+\.\w+\b", str(e))), None)
+    what = f"the operator {named}" if named else f"something in it ({str(chain[-1]).strip().splitlines()[0][:120]})"
+    return UserError(f"this model cannot be written as ONNX: {what} has no form there; run it in torch, simulated")
 
 
 def _classes(graph: onnx.ModelProto) -> int | None:
