@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
+from torch import nn
 
 from vitalk.deploy.onnx_export import export_onnx
 from vitalk.deploy.preprocess import Preprocess
@@ -66,4 +67,25 @@ def test_refusals_leave_nothing(tmp_path, small_vit):
         broken.head.weight[0, 0] = float("nan")
     with pytest.raises(UserError, match="NaN"):
         export_onnx(broken, tmp_path / "a.onnx", Preprocess((32, 32)), LABELS)
+    assert list(tmp_path.iterdir()) == []
+
+
+class Odd(nn.Module):
+    """A classifier with something in it that ONNX has no operator for, or that refuses."""
+
+    def __init__(self, refuses):
+        super().__init__()
+        self.refuses, self.num_classes, self.head = refuses, 3, nn.Linear(48, 3)
+
+    def forward(self, images):
+        x = self.head(images.flatten(1))
+        if self.refuses:
+            raise UserError("this one is for other pictures")
+        return torch.special.bessel_j0(x)
+
+
+@pytest.mark.parametrize("refuses, words", [(False, "bessel_j0"), (True, "this one is for other pictures")])
+def test_says_what_cannot_be_exported(tmp_path, refuses, words):
+    with pytest.raises(UserError, match=words):
+        export_onnx(Odd(refuses), tmp_path / "m.onnx", Preprocess((4, 4)), list("abc"))
     assert list(tmp_path.iterdir()) == []
