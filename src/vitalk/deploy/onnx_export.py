@@ -84,13 +84,13 @@ def _trace(model: nn.Module, images: Tensor) -> onnx.ModelProto:
                 input_names=["image"], output_names=["logits"], custom_translation_table=TRANSLATIONS, verbose=False,
             )  # fmt: skip
     except Exception as error:  # the exporter wraps whatever stopped it
-        raise _reason(error) from None
+        raise refusal(error) from None
     finally:
         log.setLevel(level)
     return program.model_proto
 
 
-def _reason(error: BaseException) -> UserError:
+def refusal(error: BaseException) -> UserError:
     """What stopped the exporter, in a sentence: the model's own refusal, or the operator that it cannot express."""
     chain: list[BaseException] = []
     link: BaseException | None = error

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitalk.deploy.onnx_export import refusal
 from vitalk.errors import UserError
 from vitalk.files import write_whole
 from vitalk.nn.quant import OMSE, Policy, QuantConv1d, UniformQuantizer, place, quantizers, sites, switched_off
@@ -73,11 +74,16 @@ def export_voice(
     example: dict[str, Any] = {"ids": torch.randint(1, 60, (1, 12)), **{k: torch.ones(1) for k in FACTORS}}
     if many:
         example["speaker"] = torch.zeros(1, dtype=torch.int64)
-    program = torch.onnx.export(
-        module, (), kwargs=example, dynamo=True, verbose=False, opset_version=OPSET, external_data=False,
-        custom_translation_table=TRANSLATIONS, input_names=list(example), output_names=["real", "imag", "durations"],
-        dynamic_shapes={k: {1: torch.export.Dim("text", min=2, max=4096)} if k == "ids" else None for k in example},
-    )  # fmt: skip
+    length = {1: torch.export.Dim("text", min=2, max=4096)}
+    try:
+        program = torch.onnx.export(
+            module, (), kwargs=example, dynamo=True, verbose=False, opset_version=OPSET, external_data=False,
+            custom_translation_table=TRANSLATIONS, input_names=list(example),
+            output_names=["real", "imag", "durations"],
+            dynamic_shapes={name: length if name == "ids" else None for name in example},
+        )  # fmt: skip
+    except Exception as error:
+        raise refusal(error) from None
     about = {"name": name, "lang": lang, "rate": spec.rate, "n_fft": spec.n_fft, "hop": spec.hop,
              "speakers": speakers if many else [], "symbols": symbols, "licence": licence}  # fmt: skip
     proto = program.model_proto if bits is None else fold_weights(program.model_proto)
