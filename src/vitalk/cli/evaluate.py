@@ -1,5 +1,6 @@
 """``vitalk eval speech``: how well recordings, or voices, say their texts, and how they sound."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,7 +26,10 @@ def speech(
     ] = None,
     voice: Annotated[
         list[str] | None,
-        typer.Option(help="In place of a folder, a voice's name or file, kokoro or espeak; repeatable."),
+        typer.Option(help="In place of a folder, a voice's name or file, a run folder, kokoro or espeak; repeatable."),
+    ] = None,
+    vocoder: Annotated[
+        Path | None, typer.Option(help="With run folders as --voice: that of their vocoder; Griffin-Lim without.")
     ] = None,
     text: Annotated[
         Path | None,
@@ -74,8 +78,10 @@ def speech(
     }  # fmt: skip
     if voice:
         from vitalk.speech.judge.voices import evaluate_voices
+        from vitalk.trained import open_voice
 
-        report, written = evaluate_voices(voice, output=output, plots=plots, **how)
+        opened = partial(open_voice, vocoder=vocoder)
+        report, written = evaluate_voices(voice, output=output, plots=plots, opened=opened, **how)
     else:
         from vitalk.speech.judge.evaluate import evaluate as judge
 

@@ -30,11 +30,13 @@ def export(
     """
     from rich.console import Console
 
+    from vitalk.trained import slug_of
+
     if (bits is None) != (texts is None):
         raise UserError("--bits and --texts go together: a quantized voice is calibrated with sentences")
     if not output.parent.is_dir():
         raise UserError(f"there is no folder {output.parent}; create it or choose another with -o")
-    slug = _acoustic_system(model)
+    slug = slug_of(model)
     with Console(stderr=True).status(f"exporting {model}"):
         if slug is not None:
             told = _voice(slug, model, output, vocoder, name or output.stem, licence, bits, texts)
@@ -72,11 +74,14 @@ def _voice(
     from vitalk.catalog import find
     from vitalk.deploy.voice_export import export_voice
     from vitalk.nn.quant import parse_bits
+    from vitalk.speech.acoustic.training import read_trained
     from vitalk.speech.mel import mel_spec
     from vitalk.speech.vocoder.generators import load_vocoder
 
     if vocoder is None:
         raise UserError(f"{model} makes spectrograms; name the vocoder that turns them into sound with --vocoder")
+    if read_trained(model)[0]["format"] != f"vitalk {slug}":
+        raise UserError(f"{model} makes waveforms itself and speaks in torch only: vitalk speak --voice {model}")
     acoustic, about = import_module(f"{find(slug).package}.training").load_for_voice(model)
     generator, mel = load_vocoder(vocoder)
     if mel != about["mel"]:
@@ -103,22 +108,3 @@ def _sentences(texts: Path, lang: str, symbols: str) -> list[list[int]]:
     front = Front(lang)
     spoken = [utterance for line in text.splitlines() if line.strip() for utterance in front.utterances(line)]
     return [utterance_ids(adapted(u.phonemes, symbols or SYMBOLS)) for u in spoken if u.ids]
-
-
-def _acoustic_system(model: str) -> str | None:
-    """The slug of the system whose acoustic model a file holds; None for anything else."""
-    if not model.endswith(".safetensors") or not Path(model).is_file():
-        return None
-    from safetensors import SafetensorError, safe_open
-
-    from vitalk.catalog import SYSTEMS
-
-    try:
-        with safe_open(model, "np") as file:
-            form = (file.metadata() or {}).get("format", "")
-    except SafetensorError:
-        return None
-    if form == "vitalk fastspeech2s":
-        raise UserError(f"{model} speaks in torch only; see trained_voice in vitalk.systems.fastspeech2.speaking")
-    acoustic = {f"vitalk {system.slug}": system.slug for system in SYSTEMS if system.family.startswith("speech")}
-    return acoustic.get(form)

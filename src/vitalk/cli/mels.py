@@ -19,11 +19,12 @@ def mels(
 
     Example: vitalk mels runs/voice/model.safetensors --aligner runs/aligner/model.safetensors -o runs/mels
     """
+    from vitalk.speech.acoustic.training import load_module
     from vitalk.speech.features import Speech
     from vitalk.speech.vocoder.heard import write_mels
-    from vitalk.systems.fastspeech2.training import load_module
+    from vitalk.systems.fastspeech2.training import FastSpeech2Training
 
-    module, about = load_module(model)
+    module, about = load_module(model, FastSpeech2Training)
     corpus = Speech(
         data, about["speakers"], about["lang"], about["mel"], batch_frames=batch_frames, workers=0, aligner=str(aligner)
     )

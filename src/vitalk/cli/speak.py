@@ -11,13 +11,19 @@ from vitalk.errors import UserError
 
 if TYPE_CHECKING:
     from vitalk.speech.audio import Audio
+    from vitalk.speech.voice import Voice
 
 
 def speak(
     text: Annotated[str | None, typer.Argument(help="What to say; - or nothing reads standard input.")] = None,
     file: Annotated[Path | None, typer.Option("-f", "--file", help="A file with the text, UTF-8.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Sound file, or - for raw samples.")] = None,
-    voice: Annotated[str | None, typer.Option(help="A voice's name or file; `vitalk voices` lists them.")] = None,
+    voice: Annotated[
+        str | None, typer.Option(help="A voice's name or file (`vitalk voices` lists them), or a run folder.")
+    ] = None,
+    vocoder: Annotated[
+        Path | None, typer.Option(help="With a run folder: that of its vocoder; Griffin-Lim without.")
+    ] = None,
     speaker: Annotated[str | None, typer.Option(help="One of the voice's speakers.")] = None,
     speed: Annotated[float, typer.Option(help="Factor on the voice's own speed.")] = 1.0,
     pitch: Annotated[float, typer.Option(help="Factor on the voice's own pitch.")] = 1.0,
@@ -34,7 +40,7 @@ def speak(
     Examples: vitalk speak "Hello." -o hello.wav; cat book.txt | vitalk speak - --stream -o - | aplay -r 24000 -f S16_LE
     """
     from vitalk.speech.audio import save_parts
-    from vitalk.speech.voice import Voice, join
+    from vitalk.speech.voice import join
 
     words = _text(text, file)
     if output is None and sys.stdout.isatty():
@@ -42,7 +48,7 @@ def speak(
     raw = output is None or str(output) == "-"
     if stream and not raw:
         raise UserError("--stream writes raw samples; leave -o out, or give -o -")
-    ready = Voice.load(voice)
+    ready = _voice(voice, vocoder)
     ready.lexicon = lexicon
     parts = ready.stream(words, speed, pitch, energy, ssml, speaker, lang)
     if raw:
@@ -52,6 +58,18 @@ def speak(
             sys.stdout.buffer.flush()
         return
     print(f"{output}: {save_parts(_shown(parts), output):.1f} s")
+
+
+def _voice(voice: str | None, vocoder: Path | None) -> "Voice":
+    from vitalk.speech.voice import Voice
+
+    if voice is not None and (Path(voice).is_dir() or voice.endswith(".safetensors")):
+        from vitalk.trained import trained_voice
+
+        return trained_voice(voice, vocoder)
+    if vocoder is not None:
+        raise UserError("--vocoder goes with a run folder as --voice; voice files have their own")
+    return Voice.load(voice)
 
 
 def _text(text: str | None, file: Path | None) -> str:

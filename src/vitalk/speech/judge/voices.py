@@ -3,7 +3,7 @@
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -37,20 +37,23 @@ def evaluate_voices(
     normaliser: Normaliser = "seed",
     judges: Sequence[str] = tuple(JUDGES),
     recogniser: Recogniser | None = None,
+    opened: Callable[[str | Path], Streamer] | None = None,
 ) -> tuple[Report, list[str]]:
     """Let voices say the same sentences and judge what they said; the report, and what was written.
 
     names: voices, voice files and peers, see ``open_voice``. text, lang: the sentences, see ``read_texts``, and their
     language. reference: a folder of recordings with their ids as names. limit: of sentences, spread evenly. output: a
     folder for the report, ``plots`` pictures and the recordings, with a metadata.jsonl of what the clock said; it
-    appears when all are written. speaker, normaliser, judges, recogniser: see ``evaluate``.
+    appears when all are written. speaker, normaliser, judges, recogniser: see ``evaluate``. opened: makes a voice of a
+    name; ``open_voice`` where None.
     The first sentence is said once more before the clock counts. Recordings are levelled to -23 dB RMS, since DNSMOS
     hangs on the level, and are judged as they are written, in 16 bits.
     Raises UserError before anything is said for unknown voices, empty lists, an output that cannot be written to and
     whatever ``evaluate`` refuses; and for a sentence that a voice cannot say.
     """
     texts = spread(list(enumerate(read_texts(text, lang), 1)), limit)
-    voices = {label: open_voice(name) for label, name in labels(names).items()}
+    make = opened or open_voice
+    voices = {label: make(name) for label, name in labels(names).items()}
     with _folder(output) as folder:
         folder = Path(folder)
         planned, notes = collect(

@@ -10,13 +10,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from vitalk.errors import UserError
+from vitalk.speech.acoustic.training import load_module
 from vitalk.speech.acoustic.variance import Spread
 from vitalk.speech.mel import mel_spec
 from vitalk.speech.vocoder.losses import SETS, MultiResolutionSTFTLoss, discriminator_loss, generator_loss
 
 from .decoder2s import FastSpeech2s, WaveDecoder, WaveDiscriminator, WaveOutput, cut, random_starts
 from .model import FastSpeech2, Targets
-from .training import FastSpeech2Training, load_module
+from .training import FastSpeech2Training
 
 
 class FastSpeech2sTraining(FastSpeech2Training):

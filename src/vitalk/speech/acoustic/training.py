@@ -1,0 +1,154 @@
+"""Training acoustic models with Lightning, on the batches of ``vitalk.speech.features.Speech``."""
+
+import json
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from vitalk.errors import UserError
+
+from .variance import Spread
+
+
+class AcousticTraining(LightningModule):
+    """What the trainings of acoustic models have in common; each builds its network and says its losses.
+
+    Its hyperparameters are among the arguments of each: n_symbols and n_speakers, from the data; mel, the preset of the
+    data; lr, the rate that "noam" (arXiv 1706.03762) reaches at ``warmup_steps`` and "cosine" then lowers to
+    ``min_lr``, as ``schedule`` says; betas of Adam; clip, the largest norm of the gradient, 0 for any; weights of the
+    losses by name, 1 for those that are not named.
+    The network is built when the data is known: pitch and energy are scaled by their spread in the corpus.
+
+    MONITOR: the validation loss whose least value makes the best checkpoint. FORMAT: of what ``save_weights`` writes,
+    "vitalk SLUG". NAME: of the model in sentences. WEIGHTS: of losses, where they are not 1.
+    Raises UserError for a loss that is not finite.
+    """
+
+    MONITOR: str | None = "val/mel"
+    FORMAT: str
+    NAME: str
+    WEIGHTS: dict[str, float] = {}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net: nn.Module | None = None
+
+    def configure_model(self) -> None:  # noqa: D102
+        if self.net is None:
+            self.build(*self.trainer.datamodule.spreads())
+
+    @abstractmethod
+    def build(self, f0: Spread, energy: Spread) -> nn.Module:
+        """Make ``net`` for a corpus whose log F0 and energy are spread so, and return it."""
+
+    @abstractmethod
+    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The losses of a batch, teacher-forced, by name."""
+
+    def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """(weighted sum, the losses by name)."""
+        found = self.losses(batch)
+        return self.weigh(found), found
+
+    def weigh(self, losses: dict[str, Tensor]) -> Tensor:
+        """The sum of the losses, each by its weight."""
+        weights = {**self.WEIGHTS, **(self.hparams.weights or {})}
+        return sum(weights.get(name, 1.0) * value for name, value in losses.items())
+
+    def check(self, loss: Tensor) -> None:
+        """Raises UserError for a loss that is not finite."""
+        if not torch.isfinite(loss):
+            raise UserError(f"the loss became {loss.item()} at step {self.global_step}; lower lr or check the corpus")
+
+    def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:  # noqa: D102
+        loss, found = self.loss(batch)
+        self.check(loss)
+        size = len(batch["ids"])
+        self.log_dict(
+            {f"train/{k}": v.detach() for k, v in found.items()}, prog_bar=True, sync_dist=True, batch_size=size
+        )
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], _: int) -> None:  # noqa: D102
+        found = self.losses(batch)
+        self.log_dict({f"val/{k}": v for k, v in found.items()}, sync_dist=True, batch_size=len(batch["ids"]))
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip gradients here, where those of mixed precision are unscaled."""
+        for group in optimizer.param_groups if self.hparams.clip else ():
+            nn.utils.clip_grad_norm_(group["params"], self.hparams.clip)
+
+    def configure_optimizers(self) -> Any:  # noqa: D102
+        optimizer = self.adam(self.net, self.hparams.lr)
+        scheduler = LambdaLR(optimizer, self.schedule())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def adam(self, part: nn.Module, lr: float) -> Optimizer:
+        """Adam for the weights of a part that learn."""
+        weights = [weight for weight in part.parameters() if weight.requires_grad]
+        return torch.optim.Adam(weights, lr, betas=tuple(self.hparams.betas), eps=1e-9)
+
+    def schedule(self) -> Callable[[int], float]:
+        """What the learning rate is multiplied by at a step."""
+        h, steps = self.hparams, self.trainer.estimated_stepping_batches
+
+        def factor(step: int) -> float:
+            done = (step + 1) / h.warmup_steps
+            if done <= 1 or h.schedule == "noam":
+                return min(done, done**-0.5)
+            part = min((step + 1 - h.warmup_steps) / max(steps - h.warmup_steps, 1), 1.0)
+            return (h.min_lr + (h.lr - h.min_lr) * (1 + math.cos(math.pi * part)) / 2) / h.lr
+
+        return factor
+
+    def save_weights(self, path: Path, data: Any) -> None:
+        """Write the network as safetensors whose metadata holds its arguments, speakers, language and symbols."""
+        from vitalk.files import write_tensors
+        from vitalk.training import arguments_of
+
+        meta = {
+            "format": self.FORMAT,
+            "arguments": json.dumps(arguments_of(self)),
+            "speakers": json.dumps(data.speakers),
+            "lang": data.hparams.lang,
+            "symbols": data.symbols(),
+        }
+        write_tensors(path, self.net.state_dict(), meta)
+
+
+def load_module(path: str | Path, kind: type[AcousticTraining]) -> tuple[AcousticTraining, dict[str, Any]]:
+    """(training module in eval mode, {"mel", "lang", "speakers", "symbols"}) of the model.safetensors of a training.
+
+    kind: of the training. Raises UserError where the file is of none, or of another kind.
+    """
+    meta, state = read_trained(path)
+    if meta.get("format") != kind.FORMAT:
+        raise UserError(f"{path} holds no {kind.NAME}; give the model.safetensors of its training")
+    module = kind(**json.loads(meta["arguments"]))
+    # Placeholders: the corpus' own spreads are buffers of the state.
+    net = module.build(Spread(5.0, 0.3, 60.0, 600.0, log=True), Spread(30.0, 30.0, 0.0, 300.0))
+    net.load_state_dict(state)
+    about = {"mel": module.hparams.mel, "lang": meta["lang"], "speakers": json.loads(meta["speakers"]),
+             "symbols": meta["symbols"]}  # fmt: skip
+    return module.eval(), about
+
+
+def read_trained(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """(metadata, weights) of the model.safetensors of a training. Raises UserError for files that are none."""
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise UserError(f"there is no trained model at {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise UserError(f"{path} cannot be read ({error}); train again") from None
