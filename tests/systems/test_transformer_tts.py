@@ -1,4 +1,4 @@
-"""Transformer TTS against its best-known reimplementation, and the invariants of attention, caches and the stop token."""
+"""Transformer TTS against its best-known reimplementation; invariants of attention, caches and the stop token."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -35,14 +35,14 @@ def training(corpus, **options):
 @pytest.mark.parametrize("schedule", ["noam", "cosine"])
 def test_the_losses_fall(corpus, schedule):
     seed_everything(0, verbose=False)
-    module = training(corpus, schedule=schedule, lr=1e-2, guided=1)
+    module = training(corpus, schedule=schedule, lr=1e-2, guided=1, distance="l1")
     batch = next(iter(corpus.whole_dataloader("train")))
     before = module.eval().losses(batch)
     with budget("test", 1):
-        short_run(module.train(), corpus, 30)
+        short_run(module.train(), corpus, 60)
     after = module.eval().losses(batch)
     assert set(after) == {"mel", "mel_coarse", "stop", "guided"}
-    assert after["mel"] < 0.5 * before["mel"] and after["stop"] < before["stop"]
+    assert after["mel"] < 0.7 * before["mel"] and after["stop"] < before["stop"]
 
 
 @pytest.mark.parametrize("variant", ["paper", "teacher", "fs2", "soobinseo"])
@@ -82,7 +82,7 @@ def test_from_a_corpus_to_a_voice_by_the_recipe(hums, tmp_path):
     net.postnet = None
     audio = voice.synthesize("hum", Prompt(speaker="s1"))
     assert audio.rate == 24_000 and len(audio.samples) == 4 * 300
-    with pytest.raises(UserError, match="a speed of 1.5 cannot be told"):
+    with pytest.raises(UserError, match=r"a speed of 1\.5 cannot be told"):
         voice.speak("hum", speed=1.5)
     with pytest.raises(UserError, match="no speaker s9"):
         voice.speak("hum", speaker="s9")

@@ -1,4 +1,4 @@
-"""FastSpeech's claims: mels many times faster than its teacher's, the more the longer; tempo that leaves pitch alone."""
+"""FastSpeech's claims: mels many times faster than its teacher's, the more the longer; tempo without other pitch."""
 
 import statistics
 import time
@@ -234,8 +234,8 @@ def report(
         "sentence, and durations control the tempo without touching the pitch",
         published=f"{PUBLISHED}; CMOS -0.325 without the teacher's mels",
         measured=f"{said} times faster at {frames} frames, {whole} times with a Vocos vocoder; tempo 0.5 to 1.5: F0 "
-        f"off by {off['f0']:.1%} at most, length by {off['length']:.1%}; held-out mel L1 {mel['taught']:.3f} taught by a "
-        f"teacher's mels, {mel['real']:.3f} by real ones, the teacher's focus rate being {focus:.2f}",
+        f"off by {off['f0']:.1%} at most, length by {off['length']:.1%}; held-out mel L1 {mel['taught']:.3f} taught by "
+        f"a teacher's mels, {mel['real']:.3f} by real ones, the teacher's focus rate being {focus:.2f}",
         baseline=f"the teacher, {longest['teacher']:.2f} s for {longest['frames']:.0f} frames; an aligner's durations "
         f"with real mels: mel L1 {mel['aligned']:.3f}",
         verdict=judge(speeds, control),

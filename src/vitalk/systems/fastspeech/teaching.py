@@ -162,6 +162,8 @@ class TaughtSpeech(Speech):
         speakers: list[str] | None = None,
         lang: str = "en-us",
         mel: str = "vitalk",
+        fmin: float = 60.0,
+        fmax: float = 600.0,
         batch_frames: int = 8_000,
         workers: int = 1,
         held_out: float = 0.02,
@@ -172,10 +174,12 @@ class TaughtSpeech(Speech):
         seed: int = 0,
     ):
         super().__init__(
-            path, speakers, lang, mel, batch_frames=batch_frames, workers=workers, held_out=held_out,
-            split_by=split_by, cache=cache, limit=limit, longest=longest, seed=seed,
+            path, speakers, lang, mel, fmin, fmax, batch_frames, workers, held_out, split_by, cache=cache, limit=limit,
+            longest=longest, seed=seed,
         )  # fmt: skip
         self.save_hyperparameters()
+        # Arguments of ``Speech`` that are none here, and of which LightningCLI tells nothing.
+        self.hparams.update(aligner=None, wave=False)
         if free and mels == "real":
             raise UserError("a teacher that speaks freely gives no durations of real mels; leave free or mels out")
         self.lessons: LessonCache | None = None
