@@ -35,7 +35,7 @@ STUDENT = {"dim": 128, "encoder": BLOCKS, "decoder": BLOCKS}
 FLAT = {**BLOCKS, "kernels": (1, 1)}
 TEACHER = {"dim": 128, "encoder": FLAT, "decoder": FLAT, "prenet": (64, 64), "postnet": {"hidden": 96},
            "frames_per_step": 4}  # fmt: skip
-SPEAKER, SEEDS, PILOT, SAID = "jm_kumo", 3, 6, 8
+SPEAKER, SEEDS, PILOT, SAID = "jm_kumo", 2, 6, 8
 ARMS = ("aligned", "taught", "real")  # durations of an aligner; the teacher's with its mels, with the recordings'
 
 Row = dict[str, float]

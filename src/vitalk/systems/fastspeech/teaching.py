@@ -230,9 +230,9 @@ class TaughtSpeech(Speech):
         self.frames[part] = np.array([x.mel.shape[1] for x, kept in zip(found, good, strict=True) if kept])
 
     def _loader(self, part: Literal["train", "test"], batches: LengthBatches) -> DataLoader:
-        loader = super()._loader(part, batches)
         rows = TaughtUtterances(getattr(self, part), self, self.lessons, self.hparams.mels == "real")
+        workers = self.hparams.workers
         return DataLoader(
-            rows, batch_sampler=loader.batch_sampler, collate_fn=collate, num_workers=loader.num_workers,
-            persistent_workers=loader.persistent_workers, pin_memory=loader.pin_memory,
+            rows, batch_sampler=batches, collate_fn=collate, num_workers=workers,
+            persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(),
         )  # fmt: skip

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from vitalk.errors import UserError
@@ -100,8 +101,12 @@ class ForVoice(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """ids [1, text], speaker and factors [1] -> [1, mels, frames], int64 [1, text] as the attention has them.
 
-        Raises UserError for factors other than 1.
+        Raises UserError for factors other than 1, and where a graph is to be made of it.
         """
+        if torch.compiler.is_compiling():
+            raise UserError(
+                "Transformer TTS ends where it says so itself, which no graph holds; it speaks in torch only"
+            )
         for name, factor in (("speed", speed), ("pitch", pitch), ("energy", energy)):
             if bool((factor != 1).any()):
                 raise UserError(
