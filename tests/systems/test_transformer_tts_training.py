@@ -157,3 +157,10 @@ def test_measures_on_real_speech(monkeypatch, tmp_path):
         monkeypatch.setattr(reproduce, name, value)
     found = reproduce.measure(0.02, data_root())
     assert found.verdict in ("direction only", "not reproduced") and set(found.details["arms"]) == set(reproduce.ARMS)
+
+
+def test_says_that_no_graph_can_be_made(corpus, monkeypatch):
+    voice, one = ForVoice(training(corpus).net.eval()), torch.ones(1)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with pytest.raises(UserError, match="speaks in torch only"):
+        voice(torch.ones(1, 3, dtype=torch.long), torch.tensor([0]), one, one, one)
