@@ -12,6 +12,7 @@ from vitalk.cli.adapt import adapt as verb
 from vitalk.cli.export import export
 from vitalk.errors import UserError
 from vitalk.experiments import quiet, short_run
+from vitalk.files import data_root
 from vitalk.recipes import load_recipe
 from vitalk.speech.acoustic.training import load_module
 from vitalk.speech.acoustic.variance import Spread
@@ -21,7 +22,7 @@ from vitalk.speech.features import Speech
 from vitalk.speech.mel import mel_spec
 from vitalk.speech.vocoder.generators import create, save_vocoder
 from vitalk.speech.voice import Voice
-from vitalk.systems.adaspeech import Adaptation, Adapter, adapt, fold
+from vitalk.systems.adaspeech import Adaptation, Adapter, adapt, fold, reproduce
 from vitalk.systems.adaspeech.adaptation import spoken_error, tuned
 from vitalk.systems.adaspeech.conditional import norms
 from vitalk.systems.adaspeech.training import AdaSpeechTraining, load_for_voice
@@ -174,7 +175,7 @@ def test_adaptation_moves_what_it_names_and_learns(corpus, one):
         start = {name: p.clone() for name, p in module.net.named_parameters()}
         first = spoken_error(module, one)
         with quiet():
-            short_run(module, one, 8)
+            short_run(module.train(), one, 8)
         moved = {name for name, p in module.net.named_parameters() if not torch.equal(p, start[name])}
         free = {name for name, p in module.net.named_parameters() if p.requires_grad}
         assert moved <= free and "voices.weight" in moved
@@ -339,3 +340,52 @@ def test_metadata_of_the_adapter_names_its_voice(source, corpus, anna):
         assert file.metadata()["format"] == "vitalk adaspeech voice" and file.metadata()["name"] == "anna"
         assert sum(file.get_tensor(key).size for key in file.keys()) == done.adapter.numbers  # noqa: SIM118
     assert done.before > 0 < done.after
+
+
+# The claim
+
+
+@pytest.mark.parametrize(
+    ("conditional", "kept", "verdict"),
+    [
+        ((0.50, 0.51), True, "reproduced"),
+        ((0.50, 0.51), False, "direction only"),
+        ((0.58, 0.59), True, "direction only"),
+        ((0.50, 0.61), True, "not reproduced"),
+    ],
+)
+def test_the_verdict_follows_from_the_figures(conditional, kept, verdict):
+    arms = {"embedding": [0.6, 0.6], "norm": [0.55, 0.55], "conditional": list(conditional), "decoder": [0.49, 0.5],
+            "all": [0.48, 0.48]}  # fmt: skip
+    assert reproduce.judge(arms, kept) == verdict
+    results = {
+        "arms": arms, "untouched": kept, "before": 0.7, "steps": 9, "fewer": {1: 0.65}, "likeness": {},
+        "ablations": {name: [0.6, 0.62] for name in reproduce.ABLATIONS},
+        "numbers": {arm: (1000 * i, i) for i, arm in enumerate(reproduce.ARMS, 1)},
+    }  # fmt: skip
+    told = reproduce.report(results, "nothing")
+    assert told.verdict == verdict and "3,000 parameters tuned and 3 stored; no utterance level 0.610" in told.measured
+    assert ("the same bits" in told.measured) == kept and "whole decoder 0.495 (4 stored)" in told.baseline
+    results["likeness"] = {"before": 0.7, "conditional": 0.8}
+    assert "speaker cosine 0.700 before, 0.800 after" in reproduce.report(results, "nothing").measured
+
+
+def test_counts_of_the_arms(corpus):
+    found = reproduce.counts(training(corpus))
+    assert found["embedding"] == (16, 16) and found["norm"] == (16 + 3 * 32, 16 + 3 * 32)
+    assert found["conditional"] == (16 + 3 * 2 * (16 * 16 + 16), 16 + 3 * 32)
+    assert found["conditional"][0] < found["decoder"][0] < found["all"][0]
+
+
+@pytest.mark.data
+def test_measures_on_real_speech(monkeypatch, tmp_path):
+    if not (data_root() / "speech" / "kokoro_en").is_dir():
+        pytest.skip(f"no kokoro_en in {data_root()}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(reproduce, "SIZE", SIZE)
+    for name, value in (("SEEDS", 1), ("PILOT", 2), ("HEARD", 1), ("FEWER", (2,)), ("SENTENCES", 4), ("TESTED", 3)):
+        monkeypatch.setattr(reproduce, name, value)
+    monkeypatch.setattr(reproduce, "SOURCES", reproduce.SOURCES[:2])
+    found = reproduce.measure(0.05, data_root())
+    assert set(found.details["held_out"]) == set(reproduce.ARMS) and "the same bits" in found.measured
+    assert set(found.details["ablations"]) == set(reproduce.ABLATIONS) and set(found.details["sentences"]) == {"2"}

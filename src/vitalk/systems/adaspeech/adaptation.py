@@ -51,7 +51,7 @@ class Adaptation(AdaSpeechTraining):
         module.net.requires_grad_(False)
         for weight in tuned(module.net, part):
             weight.requires_grad_(True)
-        return module
+        return module.train()
 
     def train(self, mode: bool = True) -> "Adaptation":  # noqa: D102
         super().train(mode)
@@ -143,14 +143,14 @@ def adapt(
         heard = [reference_mel(audio, mel_spec(about["mel"]))]
     corpus = _corpus(folder, speaker, about, path.parent, aligner, batch_frames, cache)
     module = Adaptation.of(source, lr=lr, steps=steps)
-    module.net.eval()
+    module.eval()
     module.net.references[0] = reference_of(module.net, heard or list(_mels(corpus)))
     before = spoken_error(module, corpus)
     trainer = Trainer(
         accelerator="auto", devices=1, max_steps=steps, max_epochs=-1, logger=False, enable_checkpointing=False,
         enable_model_summary=False, limit_val_batches=0, use_distributed_sampler=False,
     )  # fmt: skip
-    trainer.fit(module, datamodule=corpus)
+    trainer.fit(module.train(), datamodule=corpus)
     net = module.net.cpu()
     adapter = Adapter.of(net, target.stem, fingerprint(source.net))
     adapter.save(target)
