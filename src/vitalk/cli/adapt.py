@@ -31,8 +31,11 @@ def adapt(
     Example: vitalk adapt --voice runs/adaspeech-cpu --from recordings/anna;
     vitalk speak "Hello." --voice runs/adaspeech-cpu --speaker anna -o hello.wav
     """
+    from lightning import seed_everything
+
     from vitalk.systems.adaspeech.adaptation import adapt as learn
 
+    seed_everything(0, verbose=False)  # the same sentences give the same voice
     done = learn(voice, source, output, speaker, reference, steps, aligner=aligner)
     size = done.path.stat().st_size / 1e3
     print(f"{done.path}: {done.adapter.numbers:,} numbers, {size:.0f} KB; {done.tuned:,} weights moved to find them")

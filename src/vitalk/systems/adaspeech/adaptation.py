@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning import Trainer
+from rich.progress import Progress
 from torch import Tensor, nn
 
 from vitalk.errors import UserError
+from vitalk.experiments import quiet, short_run
 from vitalk.speech.acoustic.training import load_module
 from vitalk.speech.align.training import AlignerTraining
 from vitalk.speech.audio import Audio
@@ -146,11 +147,9 @@ def adapt(
     module.eval()
     module.net.references[0] = reference_of(module.net, heard or list(_mels(corpus)))
     before = spoken_error(module, corpus)
-    trainer = Trainer(
-        accelerator="auto", devices=1, max_steps=steps, max_epochs=-1, logger=False, enable_checkpointing=False,
-        enable_model_summary=False, limit_val_batches=0, use_distributed_sampler=False,
-    )  # fmt: skip
-    trainer.fit(module.train(), datamodule=corpus)
+    with quiet(), Progress(transient=True) as bar:
+        task = bar.add_task("adapting", total=steps)
+        short_run(module.train(), corpus, steps, lambda: bar.advance(task))
     net = module.net.cpu()
     adapter = Adapter.of(net, target.stem, fingerprint(source.net))
     adapter.save(target)

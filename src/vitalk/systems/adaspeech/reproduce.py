@@ -68,7 +68,8 @@ def measure(minutes: float, data: Path) -> Measurement:
         results["numbers"] = counts(models["full"])
     data_used = (
         f"{len(SOURCES)} source voices of kokoro_en with {clips} sentences each ({steps} steps of 4,000 frames), "
-        f"{SENTENCES} sentences of another ({results['steps']} steps), {len(new.test)} held out, {SEEDS} seeds of the adaptation"
+        f"{SENTENCES} sentences of another ({results['steps']} steps), {len(new.test)} held out, "
+        f"{SEEDS} seeds of the adaptation"
     )
     return report(results, data_used)
 
@@ -130,8 +131,11 @@ def adapt_all(models: dict[str, AdaSpeechTraining], new: Speech, time: Budget) -
     modules: the adapted full models of the first seed, by arm.
     """
     runs = (len(ARMS) + len(ABLATIONS)) * SEEDS + len(FEWER)
-    pace = learn(models["full"], "all", new, PILOT, 0, time)[1]
-    steps = max(PILOT, int(0.75 * time.tick() / (runs * pace)))
+    before = time.tick("adaptation")
+    module, pace = learn(models["full"], "all", new, PILOT, 0, time)
+    spoken_error(module, new)
+    around = before - time.tick() - PILOT * pace  # seconds of a run that are not its steps
+    steps = max(PILOT, int((0.85 * time.tick() / runs - around) / pace))
     found: dict[str, Any] = {"arms": {}, "ablations": {}, "fewer": {}, "steps": steps, "modules": {}}
     for seed in range(SEEDS):
         for arm in ARMS:
