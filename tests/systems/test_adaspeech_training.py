@@ -304,6 +304,8 @@ def test_says_what_is_missing(source, corpus, anna, tmp_path):
         adapted(folder, corpus.hparams.path, corpus, speaker="s1")
     with pytest.raises(UserError, match="is no name for a new voice"):
         adapted(folder, anna, corpus, output=tmp_path / "anna.onnx")
+    with pytest.raises(UserError, match="cannot be written to; choose another place"):
+        adapted(folder, anna, corpus, output=anna / "metadata.csv" / "x.safetensors")
     with pytest.raises(UserError, match="there is no corpus at"):
         adapted(folder, tmp_path / "nobody", corpus)
     with pytest.raises(UserError, match="no trained model at"):

@@ -1,5 +1,6 @@
 """The third stage: a new voice from some sentences, by tuning what the voice conditions and nothing else."""
 
+import os
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
@@ -138,6 +139,9 @@ def adapt(
         raise UserError(
             f"{target} is no name for a new voice: give one that no speaker has and that ends in .safetensors"
         )
+    place = next(parent for parent in target.absolute().parents if parent.exists())
+    if not (place.is_dir() and os.access(place, os.W_OK)):  # told now and not when all is done
+        raise UserError(f"{target} cannot be written to; choose another place with -o")
     heard = None
     if reference is not None:
         audio = reference if isinstance(reference, Audio) else Audio.load(reference)
