@@ -59,13 +59,14 @@ def quantize(
     steps: int | None = None,
     mixed: bool = False,
     progress: bool = False,
+    **more: Any,
 ) -> nn.Module:
     """A quantized copy of ``model``, in eval mode.
 
     name: of ``METHODS``. images: [count, channels, height, width]. bits: (of weights, of activations). attention: the
     quantizer of attention probabilities, "float" for none, None for the method's own. integer: the form that can be
     exported; False is the paper's. steps: of reconstruction, None for the method's own number. mixed: sites get bits
-    of their own, on average those of the weights.
+    of their own, on average those of the weights. more: options of the method itself.
     Raises UserError for names and options that do not exist.
     """
     if name not in METHODS:
@@ -86,7 +87,7 @@ def quantize(
         options["attention"] = attention
     if integer and attention == "float":
         options |= method.deployed
-    return method.make(model, images, *bits, integer=integer, progress=progress, **options)
+    return method.make(model, images, *bits, integer=integer, progress=progress, **options, **more)
 
 
 def _with(option: str) -> str:

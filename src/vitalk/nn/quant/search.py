@@ -182,6 +182,7 @@ def choose(site: Site, seen: Seen, which: str, candidates: tuple[Tensor, ...]) -
     return found.min(0).values
 
 
+@torch.no_grad()
 def alternate(
     site: Site, seen: Seen, names: tuple[str, str], rounds: int = 3, shares: tuple[float, ...] = STEPS
 ) -> None:
@@ -199,6 +200,7 @@ def alternate(
                 choose(site, seen, name, shares_of(quantizer, operand(site, seen, name), shares))
 
 
+@torch.no_grad()
 def shares_of(quantizer: UniformQuantizer, x: Tensor, shares: tuple[float, ...] = STEPS) -> tuple[Tensor, Tensor]:
     """Scales and zero points of ranges that are shares of the whole range of x, and the fitted one: [candidates, n]."""
     rows = quantizer.rows(x)
