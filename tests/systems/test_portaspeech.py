@@ -1,4 +1,4 @@
-"""PortaSpeech against its official model, the paper's own invariants, and ONNX."""
+"""PortaSpeech against its official model, and the paper's own invariants."""
 
 from pathlib import Path
 
@@ -24,7 +24,6 @@ from vitalk.systems.portaspeech import (
     word_index,
 )
 from vitalk.systems.portaspeech.linguistic import in_blocks, place_within, sinusoids
-from vitalk.systems.portaspeech.training import ForVoice
 
 TINY = {
     "mels": 8, "dim": 16, "depth": 1, "word_depth": 1, "hidden": 24, "kernel": 3,
@@ -382,33 +381,3 @@ def test_refuses_what_does_not_fit():
         tiny(speakers=2)(ids, speaker=torch.tensor([0, 2]))
     with pytest.raises(UserError, match="a mel of 3 frames does not fit"):
         model.losses(model.linguistic(ids, LENGTHS, durations), torch.zeros(2, 8, 3))
-
-
-# ONNX
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_a_voice_is_one_graph_for_text_of_any_length(tmp_path):
-    import onnxruntime as ort
-
-    torch.manual_seed(0)
-    net = tiny(mels=16)
-    voice = ForVoice(net).eval()
-    ids = torch.randint(1, 40, (1, 90), generator=torch.Generator().manual_seed(0))
-    factors = {name: torch.ones(1) for name in ("speed", "pitch", "energy")}
-    shapes = {"ids": {1: torch.export.Dim("text", min=2, max=4096)}, "speaker": None, **dict.fromkeys(factors)}
-    torch.onnx.export(
-        voice, (), kwargs={"ids": ids[:, :17], "speaker": None, **factors}, dynamo=True, dynamic_shapes=shapes,
-        opset_version=20, output_names=["mel", "durations"], verbose=False,
-    ).save(tmp_path / "voice.onnx")  # fmt: skip
-    session = ort.InferenceSession(tmp_path / "voice.onnx")
-    for length, speed, energy in ((17, 1.0, 1.0), (2, 1.0, 1.0), (90, 0.7, 0.8), (41, 1.9, 2.0)):
-        fed = {"ids": ids[:, :length], "speed": torch.tensor([speed]), "energy": torch.tensor([energy])}
-        with torch.inference_mode():
-            expected, durations = voice(**fed, speaker=None, pitch=torch.ones(1))
-        wanted = {node.name for node in session.get_inputs()}
-        given = {name: value.numpy() for name, value in {**fed, "pitch": torch.ones(1)}.items() if name in wanted}
-        mel, made = session.run(["mel", "durations"], given)
-        assert expected.std() > 0.1 and mel.shape == expected.shape
-        assert np.abs(mel - expected.numpy()).max() < 1e-3 and (made == durations.numpy()).all()
-        assert made.sum() == mel.shape[2]

@@ -54,8 +54,9 @@ def word_index(ids: Tensor, gaps: Tensor) -> Tensor:
     Words are runs of symbols that are no gap; spaces and marks between them, and around the utterance, are runs of
     their own, since pauses last as words do. How the paper treats pauses is not known; this is ours.
     """
-    gap = gaps[ids]
-    return F.pad((gap[:, 1:] != gap[:, :-1]).long().cumsum(1), (1, 0))
+    gap = gaps[ids].long()
+    changes = gap != F.pad(gap, (1, 0))[:, :-1]
+    return changes.long().cumsum(1) - gap[:, :1]  # the first is no change
 
 
 def in_blocks(durations: Tensor) -> Tensor:
@@ -66,7 +67,7 @@ def in_blocks(durations: Tensor) -> Tensor:
     missing = (BLOCK - durations.sum(1, keepdim=True)).clamp(min=0)
     ends = torch.cat([durations[:, :1] + missing, durations[:, 1:]], 1).cumsum(1)
     ends = ends.minimum(ends[:, -1:] // BLOCK * BLOCK)
-    return torch.cat([ends[:, :1], ends[:, 1:] - ends[:, :-1]], 1)
+    return ends - F.pad(ends, (1, 0))[:, :-1]
 
 
 def place_within(index: Tensor, sizes: Tensor) -> Tensor:
@@ -152,7 +153,8 @@ class Linguistic(nn.Module):
         hidden, mask = self.encode(ids, text_lengths, speaker)
         words = word_index(ids, self.gaps) if words is None else words
         text_mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
-        words, many = words.masked_fill(~text_mask, 0), words.masked_fill(~text_mask, 0).max().item() + 1
+        words = words.masked_fill(~text_mask, 0)
+        many = (words.max() + 1).item()
         torch._check_value(many >= 1, lambda: "words are counted from 0")
         sizes = ids.new_zeros(len(ids), many).scatter_add(1, words, text_mask.long())
         word_mask = sizes > 0
@@ -179,7 +181,11 @@ class Linguistic(nn.Module):
             raise UserError(f"text of shape {list(ids.shape)} cannot be spoken; give one symbol or more, [batch, text]")
         if (self.speakers is None) != (speaker is None):
             raise UserError(f"this model {'needs a' if self.speakers is not None else 'knows no'} speaker")
-        if speaker is not None and not torch.compiler.is_compiling() and int(speaker.max()) >= len(self.speakers.weight):
+        if (
+            speaker is not None
+            and not torch.compiler.is_compiling()
+            and int(speaker.max()) >= len(self.speakers.weight)
+        ):
             raise UserError(
                 f"there is no speaker {int(speaker.max())}; this model knows {len(self.speakers.weight)} speakers, "
                 "counted from 0"
