@@ -15,8 +15,8 @@ from vitalk.speech.acoustic.fft_block import length_mask
 from vitalk.speech.align.training import AlignerTraining
 from vitalk.speech.features import Speech
 from vitalk.speech.mel import mel_spec
-from vitalk.speech.vocoder.generators import create, save_vocoder
 from vitalk.speech.text.symbols import utterance_ids
+from vitalk.speech.vocoder.generators import create, save_vocoder
 from vitalk.speech.voice import Voice
 from vitalk.systems.portaspeech import Noise, reproduce
 from vitalk.systems.portaspeech.training import PortaSpeechTraining, load_for_voice, load_trained
@@ -176,7 +176,11 @@ def test_the_second_stage_says_what_it_needs(corpus, hums, tmp_path, monkeypatch
 
 @pytest.mark.parametrize(
     ("preset", "count"),
-    [("tiny", 761_650), ("post-tiny", 761_650), ("cpu", 0), ("post-cpu", 0), ("paper", 0), ("post-paper", 0)],
+    [
+        (stage + size, count)
+        for stage in ("", "post-")
+        for size, count in (("tiny", 1_307_297), ("cpu", 8_188_209), ("paper", 26_025_089))
+    ],
 )
 def test_presets_build_what_they_name(preset, count):
     name, config = load_recipe("portaspeech", preset)
@@ -188,7 +192,7 @@ def test_presets_build_what_they_name(preset, count):
         net = PortaSpeechTraining(320, **told).build(None, None)
     learn = sum(p.numel() for p in net.parameters() if p.requires_grad)
     whole = sum(p.numel() for p in net.parameters())
-    assert 0 < learn < whole and (not count or whole == count)
+    assert 0 < learn < whole == count
 
 
 # Voices
@@ -275,8 +279,7 @@ def footprints(ratio=3.3, memory=3.0):
         (footprints(ratio=2.0), made(), "direction only"),
         (footprints(memory=1.5), made(), "direction only"),
         (footprints(memory=0.9), made(), "not reproduced"),
-        (footprints(), made(plain=1.0), "direction only"),
-        (footprints(), made(plain=0.9), "direction only"),
+        (footprints(), made(plain=0.99), "direction only"),
         (footprints(), made(shared=0.6), "direction only"),
         (footprints(), made(sharp=2.5), "direction only"),
         (footprints(), made(sharp=0.1), "not reproduced"),
@@ -284,10 +287,10 @@ def footprints(ratio=3.3, memory=3.0):
     ],
 )
 def test_the_verdict_follows_from_the_figures(sizes, rows, verdict):
-    assert reproduce.judge(sizes, rows) == ("direction only" if rows == made(plain=1.0) else verdict)
+    assert reproduce.judge(sizes, rows) == verdict
     told = reproduce.report(sizes, rows, {"prior": 1e-6}, "nothing")
-    assert told.verdict == reproduce.judge(sizes, rows) and len(told.details["seeds"]) == len(rows)
-    assert "8.2 M" in told.measured or sizes["small"]["parameters"] > 9e6
+    assert told.verdict == verdict and len(told.details["seeds"]) == len(rows)
+    assert f"{sizes['small']['parameters'] / 1e6:.1f} M weights" in told.measured
 
 
 @torch.inference_mode()
