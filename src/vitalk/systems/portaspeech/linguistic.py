@@ -1,5 +1,6 @@
 """The linguistic encoder: hard alignment of words, soft alignment of phonemes within them (arXiv 2109.15166, 3.1)."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -82,7 +83,7 @@ def sinusoids(place: Tensor, dim: int) -> Tensor:
 
     The frequencies are those for whole positions, as in the release: of places below 1 only the highest ones tell.
     """
-    turn = torch.exp(torch.arange(dim // 2, device=place.device) * (-torch.log(torch.tensor(1e4)) / (dim // 2 - 1)))
+    turn = torch.exp(torch.arange(dim // 2, device=place.device) * (-math.log(10_000) / (dim // 2 - 1)))
     angle = place[..., None].float() * turn
     return torch.cat([angle.sin(), angle.cos()], -1)
 
