@@ -14,11 +14,12 @@ class GatedLayer(nn.Module):
     """
 
     def __init__(
-        self, channels: int, skip: int, kernel: int, dilation: int, condition: int, dropout: float, residual: bool
-    ):
+        self, channels: int, skip: int, kernel: int, dilation: int, condition: int, dropout: float, residual: bool,
+        condition_bias: bool = False,
+    ):  # fmt: skip
         super().__init__()
         self.conv = nn.Conv1d(channels, 2 * channels, kernel, dilation=dilation, padding=kernel // 2 * dilation)
-        self.condition = nn.Conv1d(condition, 2 * channels, 1, bias=False) if condition else None
+        self.condition = nn.Conv1d(condition, 2 * channels, 1, bias=condition_bias) if condition else None
         self.residual = nn.Conv1d(channels, channels, 1) if residual else None
         self.skip, self.dropout = nn.Conv1d(channels, skip, 1), nn.Dropout(dropout)
 
@@ -36,7 +37,8 @@ class GatedStack(nn.Module):
     """Gated layers in cycles of dilations base^0, base^1 ...: [batch, channels, time] -> [batch, skip, time].
 
     layers: in all. cycles: how often the dilations start anew. kernel: steps, odd. skip: channels of the output, by
-    default those of the input. condition: channels of a condition of the same length, 0 for none.
+    default those of the input. condition: channels of a condition of the same length, 0 for none; condition_bias: of
+    its convolutions, which only tells where stacks share the others.
     residual_scale, skip_scale: of the sum that goes on in every layer and of the sum of the skips; sqrt(1/2) and
     sqrt(1/layers) in Parallel WaveGAN (arXiv 1910.11480), 1 and 1 in Glow-like flows.
     receptive_field: steps that one step of the output sees. For weight norm see ``normed``.
@@ -55,6 +57,7 @@ class GatedStack(nn.Module):
         dropout: float = 0.0,
         residual_scale: float = 0.5**0.5,
         skip_scale: float | None = None,
+        condition_bias: bool = False,
     ):
         super().__init__()
         if layers % cycles or kernel % 2 == 0:
@@ -64,7 +67,7 @@ class GatedStack(nn.Module):
         dilations = [base ** (i % (layers // cycles)) for i in range(layers)]
         self.receptive_field = 1 + (kernel - 1) * sum(dilations)
         self.layers = nn.ModuleList(
-            GatedLayer(channels, skip or channels, kernel, dilation, condition, dropout, i < layers - 1)
+            GatedLayer(channels, skip or channels, kernel, dilation, condition, dropout, i < layers - 1, condition_bias)
             for i, dilation in enumerate(dilations)
         )
 
