@@ -464,7 +464,11 @@ def test_prosody_vectors_are_measured_in_one_unit():
 def test_factors_act_on_their_own_quantity(kind):
     model = tiny(**KINDS[kind])
     ids, more = torch.randint(1, 12, (2, 7)), who(model)
-    plain, higher, louder = model(ids, **more), model(ids, pitch_factor=1.2, **more), model(ids, energy_factor=2.0, **more)
+    plain, higher, louder = (
+        model(ids, **more),
+        model(ids, pitch_factor=1.2, **more),
+        model(ids, energy_factor=2.0, **more),
+    )
     torch.testing.assert_close(higher.pitch, 1.2 * plain.pitch)
     assert not torch.equal(plain.mel, higher.mel) and torch.equal(plain.pitch, louder.pitch)
     if model.energy is None:

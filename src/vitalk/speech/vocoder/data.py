@@ -22,7 +22,7 @@ from ..audio import Audio
 from ..corpus import SUFFIXES, Clip, split
 from ..mel import mel_spec
 
-EMPTY, FAINTEST = 0.8, -85.0  # part of half the rate, and dB below the loudest bin, where recordings hold something
+EMPTY, FAINTEST = 0.8, -75.0  # part of half the rate, and dB below the loudest bin, where recordings hold something
 GOOD = 0.95  # share of recordings that must be readable for the others to be passed over
 
 
@@ -118,7 +118,8 @@ def bandwidth(files: list[Path], rate: int, most: int = 16) -> float:
     for file in files[:: -(-len(files) // most)]:
         samples = np.fromfile(file, "<i2")
         start = max(len(samples) - 2 * rate, 0) // 2
-        frames = np.lib.stride_tricks.sliding_window_view(np.pad(samples, (0, 2048)), 2048)
+        samples = np.pad(samples, (0, max(2048 - len(samples), 0)))
+        frames = np.lib.stride_tricks.sliding_window_view(samples, 2048)
         frames = frames[start : start + 2 * rate : 1024]
         power += np.square(np.abs(np.fft.rfft(frames / 32767 * np.hanning(2048)))).sum(0)
     heard = np.flatnonzero(power > power.max() * 10 ** (FAINTEST / 10))

@@ -130,7 +130,9 @@ class _Resolution(_Stack):
         self.n_fft, self.hop, self.low = n_fft, hop, low
 
     def forward(self, wave: Tensor) -> tuple[Tensor, list[Tensor]]:
-        window = torch.ones(self.n_fft, device=wave.device)
+        # What leaks from below would be louder than the upper band: it is heard through a softer window.
+        make = torch.ones if self.low is None else torch.hann_window
+        window = make(self.n_fft, device=wave.device)
         spectrum = torch.stft(wave.float(), self.n_fft, self.hop, window=window, return_complex=True)
         if self.low is None:
             return self.judge(spectrum.abs()[:, None])
