@@ -526,11 +526,10 @@ class OneVoice(nn.Module):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("kind", ["paper", "voicesmith"])
-def test_exports_with_text_of_any_length(kind):
+def test_voicesmiths_attention_exports_with_text_of_any_length():
     import onnxruntime as ort
 
-    options = {**KINDS[kind], "conditioning": "add", "speakers": 0, "languages": 0}
+    options = {**KINDS["voicesmith"], "conditioning": "add", "speakers": 0, "languages": 0}
     options |= {part: {**options.get(part, SIZE), "depth": 1} for part in ("encoder", "decoder")}
     module = OneVoice(tiny(**options))
     text = torch.export.Dim("text", min=2, max=400)

@@ -304,6 +304,7 @@ def test_measures_on_real_speech(monkeypatch, tmp_path, small):
         pytest.skip(f"no kokoro_en in {data_root()}")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(reproduce, "SEEDS", 1)
+    monkeypatch.setattr(reproduce, "PILOT", 1)
     found = reproduce.measure(0.05, data_root())
     assert found.verdict == "not reproduced" and set(found.details["seeds"][0]) == set(reproduce.ARMS)
     assert set(found.details["bands"]) == {"hifinet", "resampled", "griffin-lim"}

@@ -13,7 +13,7 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 Judged = tuple[list[Tensor], list[list[Tensor]]]
 SLOPE = 0.1
-FLOOR = 1e-4  # of magnitudes whose logarithm is taken
+FLOOR = 1e-3  # of magnitudes whose logarithm is taken
 RESOLUTIONS = ((1024, 256), (2048, 512), (512, 128))  # n_fft, hop in samples
 
 

@@ -339,7 +339,8 @@ def _told(name: str, table: nn.Embedding | None, given: Tensor | None) -> Tensor
         raise UserError(f"this model {'needs a' if table is not None else 'knows no'} {name}")
     if table is None:
         return None
-    if not torch.compiler.is_compiling() and not 0 <= int(given.min()) <= int(given.max()) < table.num_embeddings:
+    traced = torch.compiler.is_compiling() or torch.compiler.is_exporting()
+    if not traced and not 0 <= int(given.min()) <= int(given.max()) < table.num_embeddings:
         raise UserError(f"{name} {given.tolist()} is out of range; this model has 0 to {table.num_embeddings - 1}")
     return table(given)
 

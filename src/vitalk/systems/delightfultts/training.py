@@ -109,7 +109,7 @@ class DelightfulTTSTraining(AcousticTraining):
             raise UserError(f"{path} holds no {self.NAME}; give the model.safetensors of its training as init")
         own = self.net.state_dict()
         table = state.pop("speakers.weight", torch.zeros(1, own["speakers.weight"].shape[1]))
-        state["speakers.weight"] = table.mean(0, keepdim=True).expand_as(own["speakers.weight"])
+        state["speakers.weight"] = table.mean(0, keepdim=True).repeat(len(own["speakers.weight"]), 1)
         wrong = [k for k, v in own.items() if k not in state or state[k].shape != v.shape]
         if wrong or len(state) != len(own):
             odd = wrong[0] if wrong else next(iter(set(state) - set(own)))

@@ -19,13 +19,14 @@ from vitalk.speech.vocoder.griffin_lim import griffin_lim
 from vitalk.speech.vocoder.training import VocoderTraining
 
 RATE, LOW = 24_000, 16_000  # Hz of the corpus, and of the mels
+BELOW, ABOVE = 7_000, 8_000  # Hz: between them the resampler falls
 N_FFT, HOP, FLOOR = 1024, 256, 1e-2  # of the spectra compared, whose full scale is 256
 SIZE: dict[str, Any] = {"dim": 128, "intermediate": 384, "layers": 4, "n_fft": 1200, "hop": 300}
 LENGTH = 24_000  # samples of the held-out segments that are compared
 
 
 def wideband(data: Path, seconds: float, tick: Callable[[], object]) -> dict[str, dict[str, float]]:
-    """Log-spectral distances in dB of held-out speech, "below" 8 kHz and "above", and the level above, "level".
+    """Log-spectral distances in dB of held-out speech, "below" 7 kHz and "above" 8 kHz, and the level above, "level".
 
     Of "hifinet", trained for so many seconds; of "resampled", the recordings themselves by way of 16 kHz; and of
     "griffin-lim" from the same mels, resampled. "level" is the mean level above 8 kHz less that of the recordings, dB.
@@ -51,15 +52,15 @@ def compare(generator: Callable[[Tensor], Tensor], waves: Tensor) -> dict[str, d
     narrow = down(waves)
     mel = log_mel(narrow, mel_spec("16k"))
     made = {"hifinet": generator(mel), "resampled": up(narrow), "griffin-lim": up(griffin_lim(mel, mel_spec("16k")))}
-    real, split = spectra(waves), round(N_FFT * LOW / 2 / RATE)
+    real, below, above = spectra(waves), N_FFT * BELOW // RATE, -(-N_FFT * ABOVE // RATE)
     found = {}
     for name, wave in made.items():
         fake = spectra(wave[:, : waves.shape[1]])
         off = fake - real
         found[name] = {
-            "below": float(distance(off[:, :split])),
-            "above": float(distance(off[:, split:])),
-            "level": float(off[:, split:].mean()),
+            "below": float(distance(off[:, :below])),
+            "above": float(distance(off[:, above:])),
+            "level": float(off[:, above:].mean()),
         }
     return found
 
