@@ -52,12 +52,12 @@ class RelativeAttention(nn.Module):
         key, value = (part(source).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.key, self.value))
         toward = (query + self.place_bias).transpose(1, 2)
         bias = self._wrapped(toward, mask, source, source_mask) if self.wrapped else self._relative(toward)
-        bias = bias * self.scale
-        if source_mask is not None:
-            bias = bias.masked_fill(~source_mask[:, None, None], float("-inf"))
         content = (query + self.content_bias).transpose(1, 2)
-        found = F.scaled_dot_product_attention(content, key, value, attn_mask=bias.to(content.dtype), scale=self.scale)
-        return self.out(found.transpose(1, 2).flatten(2))
+        # In the open: the scores by place are a whole map anyway, so that the fused kernel would save none.
+        scores = (content @ key.transpose(2, 3) + bias) * self.scale
+        if source_mask is not None:
+            scores = scores.masked_fill(~source_mask[:, None, None], float("-inf"))
+        return self.out((scores.softmax(-1).to(value.dtype) @ value).transpose(1, 2).flatten(2))
 
     def _places(self, place: Tensor) -> Tensor:
         """Places [places] -> their keys [heads, head_dim, places]."""
