@@ -28,13 +28,13 @@ def trained_voice(run: str | Path, vocoder: str | Path | None = None, device: st
     """The voice of a run folder, or of its model.safetensors, which speaks in torch.
 
     vocoder: the run folder or model.safetensors of a vocoder trained on the same mel preset; None is Griffin-Lim, which
-    needs no training and sounds so. device: of torch.
+    needs no training and sounds so. The voice has the vocoder's rate, which may exceed the mel's. device: of torch.
     Raises UserError for folders without an acoustic model and for vocoders that do not fit.
     """
     from vitalk.speech.acoustic.training import read_trained
     from vitalk.speech.mel import mel_spec
     from vitalk.speech.speaking import Chained, GriffinLim, torch_voice
-    from vitalk.speech.vocoder.generators import load_vocoder
+    from vitalk.speech.vocoder.generators import load_vocoder, output_rate
 
     path, vocoder = _model(run), None if vocoder is None else _model(vocoder)
     slug = slug_of(path)
@@ -44,12 +44,14 @@ def trained_voice(run: str | Path, vocoder: str | Path | None = None, device: st
     if read_trained(path)[0]["format"] != f"vitalk {slug}":  # FastSpeech 2s, which makes waveforms itself
         return import_module(f"{package}.speaking").trained_voice(path, vocoder, device)
     acoustic, about = import_module(f"{package}.training").load_for_voice(path)
-    generator = GriffinLim(mel_spec(about["mel"]))
+    spec = mel_spec(about["mel"])
+    generator, rate = GriffinLim(spec), spec.rate
     if vocoder is not None:
         generator, mel = load_vocoder(vocoder)
         if mel != about["mel"]:
             raise UserError(f"{vocoder} hears mels of preset {mel}, {path} makes {about['mel']}; train one to match")
-    return torch_voice(Chained(acoustic, generator), about, path.parent.name or "trained", device)
+        rate = output_rate(generator, spec)
+    return torch_voice(Chained(acoustic, generator), about, path.parent.name or "trained", device, rate)
 
 
 def open_voice(name: str | Path, vocoder: str | Path | None = None) -> Streamer:

@@ -17,6 +17,7 @@ from vitalk.nn.quant import OMSE, Policy, QuantConv1d, UniformQuantizer, place, 
 from vitalk.nn.quant.calibrate import fit_in_one_pass
 from vitalk.nn.quant.export import TRANSLATIONS, fold_weights
 from vitalk.speech.mel import MelSpec
+from vitalk.speech.vocoder.generators import output_rate
 
 OPSET = 20
 
@@ -84,7 +85,7 @@ def export_voice(
         )  # fmt: skip
     except Exception as error:
         raise refusal(error) from None
-    about = {"name": name, "lang": lang, "rate": spec.rate, "n_fft": spec.n_fft, "hop": spec.hop,
+    about = {"name": name, "lang": lang, "rate": output_rate(vocoder, spec), "n_fft": vocoder.n_fft, "hop": vocoder.hop,
              "speakers": speakers if many else [], "symbols": symbols, "licence": licence}  # fmt: skip
     proto = program.model_proto if bits is None else fold_weights(program.model_proto)
     _store_halves(proto.graph)

@@ -1,6 +1,7 @@
 """Trained networks that speak as they are, in torch: behind the interface of a ``Voice``, without export."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,13 +15,19 @@ from .vocoder.griffin_lim import griffin_lim
 from .voice import Voice
 
 
-def torch_voice(say: nn.Module, about: dict[str, Any], name: str, device: str = "cpu") -> Voice:
+def torch_voice(
+    say: nn.Module, about: dict[str, Any], name: str, device: str = "cpu", rate: int | None = None
+) -> Voice:
     """A ``Voice``, which is a ``Synthesizer``, of a network that says whole sentences.
 
     say: (ids [1, text], speed, pitch, energy, each [1], speaker [1] where there are several) -> waveform [1, samples].
-    about: what is known about it, {"mel": its preset, "lang", "speakers", "symbols"}. device: of torch.
+    about: what is known about it, {"mel": its preset, "lang", "speakers", "symbols"}. device: of torch. rate: of the
+    waveform in Hz, None for the mel's.
     """
     spec, many = mel_spec(about["mel"]), len(about["speakers"]) > 1
+    if rate not in (None, spec.rate):
+        sizes = {name: getattr(spec, name) * rate // spec.rate for name in ("n_fft", "hop", "win")}
+        spec = replace(spec, rate=rate, **sizes)
     told = {"name": name, "rate": spec.rate, "n_fft": spec.n_fft, "hop": spec.hop}
     about = {**about, **told, "speakers": about["speakers"] if many else []}
     return Voice(TorchSession(say.to(device).eval(), spec, many, torch.device(device)), about)

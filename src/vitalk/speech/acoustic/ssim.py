@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitalk.errors import UserError
 from vitalk.nn.precision import full_precision
 
 C1, C2 = 0.01**2, 0.03**2  # for values that span 1, which the releases keep for log-mels too
@@ -34,3 +35,19 @@ def ssim(a: Tensor, b: Tensor, mask: Tensor | None = None, floor: float = 0.0, w
         covariance, variances = ab - product, aa + bb - squares
         found = (2 * product + C1) * (2 * covariance + C2) / ((squares + C1) * (variances + C2))
     return found[:, 0]
+
+
+def mean_ssim(a: Tensor, b: Tensor, mask: Tensor | None = None, window: int = 11) -> Tensor:
+    """Mean structural similarity of a and b [batch, mels, frames], values in 0..1 -> [batch]; 1 where they are equal.
+
+    mask: bool [batch, frames], the frames that count. Raises UserError for unequal shapes and for an even window.
+    """
+    if a.shape != b.shape or a.ndim != 3 or window % 2 == 0:
+        raise UserError(
+            f"spectrograms of shape {list(a.shape)} and {list(b.shape)}, window {window}: "
+            "give two of [batch, mels, frames] alike and an odd window"
+        )
+    similar = ssim(a, b, mask, window=window)
+    if mask is None:
+        return similar.mean((1, 2))
+    return similar.mean(1).masked_fill(~mask, 0.0).sum(1) / mask.sum(1).clamp(min=1)

@@ -22,6 +22,7 @@ from ..audio import Audio
 from ..corpus import SUFFIXES, Clip, split
 from ..mel import mel_spec
 
+EMPTY, FAINTEST = 0.8, -75.0  # part of half the rate, and dB below the loudest bin, where recordings hold something
 GOOD = 0.95  # share of recordings that must be readable for the others to be passed over
 
 
@@ -108,6 +109,23 @@ class Waves(Dataset):
         return torch.from_numpy(np.pad(samples, (0, self.segment - len(samples))))
 
 
+def bandwidth(files: list[Path], rate: int, most: int = 16) -> float:
+    """The frequency in Hz above which waves of a ``WaveCache`` hold nothing but rounding, whatever their rate.
+
+    files: of which ``most`` are looked at, two seconds from the middle of each.
+    """
+    power = np.zeros(1025)
+    for file in files[:: -(-len(files) // most)]:
+        samples = np.fromfile(file, "<i2")
+        start = max(len(samples) - 2 * rate, 0) // 2
+        samples = np.pad(samples, (0, max(2048 - len(samples), 0)))
+        frames = np.lib.stride_tricks.sliding_window_view(samples, 2048)
+        frames = frames[start : start + 2 * rate : 1024]
+        power += np.square(np.abs(np.fft.rfft(frames / 32767 * np.hanning(2048)))).sum(0)
+    heard = np.flatnonzero(power > power.max() * 10 ** (FAINTEST / 10))
+    return float(heard[-1]) / 1024 * rate / 2 if len(heard) else 0.0
+
+
 class RandomPlaces:
     """Places of segments for an epoch: every stretch of sound is as likely, so that each is heard once on average.
 
@@ -139,18 +157,19 @@ class RandomPlaces:
 class Segments(LightningDataModule):
     """Random segments of the recordings below a folder: batches of waves [batch, segment] float32.
 
-    path: a folder, searched with its subfolders, or several; None is the data root's kokoro_en. mel: preset whose
-    rate is taken, and which the model gets. segment: samples. batch_size: per process. workers: processes that read,
-    and threads that decode. hold_out: share of the recordings that validate, by the middle of each; chosen by their
-    names as in ``corpus.split``. limit: only the first so many recordings. gain: each training segment is made louder
-    or quieter by up to so many dB. cache: folder of the decoded recordings, None for the user's cache.
+    path: a folder, searched with its subfolders, or several; None is the data root's kokoro_en. mel: preset that the
+    model gets. rate: of the waves in Hz, None for the preset's; generators that go beyond it have their own. segment:
+    samples. batch_size: per process. workers: processes that read, and threads that decode. hold_out: share of the
+    recordings that validate, by the middle of each; chosen by their names as in ``corpus.split``. limit: only the
+    first so many recordings. gain: each training segment is made louder or quieter by up to so many dB. cache: folder
+    of the decoded recordings, None for the user's cache.
 
     Recordings are trimmed and brought to -23 dB once, and decoding that was broken off goes on where it stood. Those
     that cannot be read are passed over with a warning where 95 % are good. Raises UserError, naming the first, where
     fewer are, and for folders without sound.
     """
 
-    PROVIDES = ("mel",)
+    PROVIDES = ("mel", "rate")
 
     def __init__(
         self,
@@ -164,12 +183,14 @@ class Segments(LightningDataModule):
         gain: float = 0.0,
         cache: str | None = None,
         seed: int = 0,
+        rate: int | None = None,
     ):
         super().__init__()
         self.save_hyperparameters()
         self.mel = mel
         self.clips = recordings(path or str(data_root() / "speech" / "kokoro_en"))[:limit]
-        self.cache = WaveCache(mel_spec(mel).rate, cache)
+        self.rate = rate or mel_spec(mel).rate
+        self.cache = WaveCache(self.rate, cache)
         self.parts = dict(zip(("train", "test"), split(self.clips, hold_out), strict=True))
 
     def prepare_data(self) -> None:
@@ -188,6 +209,12 @@ class Segments(LightningDataModule):
             if not kept:
                 raise UserError(f"the {part} part has no recording that can be read; give more recordings")
             self.waves[part] = self.dataset(kept)
+        top = bandwidth(self.waves["train"].files, self.rate)
+        if self.hparams.rate is not None and top < EMPTY * self.rate / 2:
+            warnings.warn(
+                f"the recordings hold nothing above {top:,.0f} Hz, so that waves of {self.rate:,} Hz are not to be "
+                "learnt from them; give recordings of that rate", stacklevel=2,
+            )  # fmt: skip
 
     def dataset(self, clips: list[Clip]) -> Waves:
         """The segments of decoded recordings."""

@@ -1,4 +1,4 @@
-"""Discriminators of waves: by period, by scale and by spectrogram.
+"""Discriminators of waves: by period, by scale, by spectrogram and by its upper band.
 
 Each maps wave [batch, samples] to (scores, maps): scores [batch, time] of every sub-discriminator, and for every one
 the list of its feature maps.
@@ -13,6 +13,7 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 Judged = tuple[list[Tensor], list[list[Tensor]]]
 SLOPE = 0.1
+FLOOR = 1e-3  # of magnitudes whose logarithm is taken
 RESOLUTIONS = ((1024, 256), (2048, 512), (512, 128))  # n_fft, hop in samples
 
 
@@ -117,7 +118,7 @@ class MultiScaleDiscriminator(_Many):
 
 
 class _Resolution(_Stack):
-    def __init__(self, n_fft: int, hop: int, channels: int):
+    def __init__(self, n_fft: int, hop: int, channels: int, low: float | None = None):
         rows = [  # kernel, stride over (frequency, time)
             ((7, 5), (2, 2)), ((5, 3), (2, 1)), ((5, 3), (2, 2)), ((3, 3), (2, 1)), ((3, 3), (2, 2)),
         ]  # fmt: skip
@@ -126,12 +127,17 @@ class _Resolution(_Stack):
             for i, (k, s) in enumerate(rows)
         ]
         super().__init__(convs, weight_norm(nn.Conv2d(channels, 1, 3, padding=1)))
-        self.n_fft, self.hop = n_fft, hop
+        self.n_fft, self.hop, self.low = n_fft, hop, low
 
     def forward(self, wave: Tensor) -> tuple[Tensor, list[Tensor]]:
-        window = torch.ones(self.n_fft, device=wave.device)
+        # What leaks from below would be louder than the upper band: it is heard through a softer window.
+        make = torch.ones if self.low is None else torch.hann_window
+        window = make(self.n_fft, device=wave.device)
         spectrum = torch.stft(wave.float(), self.n_fft, self.hop, window=window, return_complex=True)
-        return self.judge(spectrum.abs()[:, None])
+        if self.low is None:
+            return self.judge(spectrum.abs()[:, None])
+        above = spectrum[:, int(self.low * (self.n_fft // 2)) :].abs()
+        return self.judge(above.clamp(min=FLOOR).log()[:, None])
 
 
 class MultiResolutionDiscriminator(_Many):
@@ -142,3 +148,15 @@ class MultiResolutionDiscriminator(_Many):
 
     def __init__(self, channels: int = 64, resolutions: Sequence[tuple[int, int]] = RESOLUTIONS):
         super().__init__([_Resolution(n_fft, hop, channels) for n_fft, hop in resolutions])
+
+
+class BandDiscriminator(_Many):
+    """Log-magnitudes of the upper band alone, where the mel says nothing and only realism counts (ours).
+
+    low: where it begins, as a part of half the rate: 1/3 for the band above 8 kHz of 48 kHz. channels: of all layers.
+    """
+
+    def __init__(
+        self, channels: int = 64, low: float = 1 / 3, resolutions: Sequence[tuple[int, int]] = RESOLUTIONS[:2]
+    ):
+        super().__init__([_Resolution(n_fft, hop, channels, low) for n_fft, hop in resolutions])

@@ -11,7 +11,10 @@ from vitalk.errors import UserError, nearest
 
 from ..mel import MelSpec, mel_spec
 
-NAMES = ("vocos", "hifigan-v1", "hifigan-v2", "hifigan-v3", "istftnet", "ms-istft", "mb-istft")
+NAMES = (
+    "vocos", "hifigan-v1", "hifigan-v2", "hifigan-v3", "istftnet", "ms-istft", "mb-istft", "hifinet", "hifinet-large",
+    "hifinet-istft",
+)  # fmt: skip
 FORMAT = "vitalk vocoder"
 HOP_300: dict[str, dict[str, Any]] = {  # ours: the published rates multiply to a hop of 256
     "hifigan-v1": {"rates": (5, 5, 4, 3), "kernels": (11, 11, 8, 7)},
@@ -27,7 +30,8 @@ def create(name: str, spec: MelSpec, args: dict[str, Any] | None = None) -> nn.M
     """The generator ``name`` for mels of ``spec``: log-mel [batch, mels, frames] -> wave [batch, samples].
 
     name: one of ``NAMES``. args: of its class, over the published ones. Raises UserError for names and arguments that
-    do not exist, and for rates that do not multiply to the hop.
+    do not exist, and for rates that do not multiply to the hop. Those of ``hifinet`` make waves of another rate than
+    the mel's, see ``output_rate``.
     """
     if name not in NAMES:
         raise UserError(f"there is no vocoder {name}; choose one of {', '.join(NAMES)}.{nearest(name, list(NAMES))}")
@@ -37,11 +41,22 @@ def create(name: str, spec: MelSpec, args: dict[str, Any] | None = None) -> nn.M
     if wrong := sorted(set(known) - set(allowed)):
         raise UserError(f"{name} has no argument {wrong[0]}; it has {', '.join(allowed)}.{nearest(wrong[0], allowed)}")
     generator = make(**known)
-    if generator.hop != spec.hop:
+    if name.startswith("hifinet"):
+        if spec.rate * generator.hop % spec.hop:
+            raise UserError(
+                f"{name} makes {generator.hop} samples of {spec.hop} at {spec.rate} Hz, which is no whole rate; take "
+                "the mel preset 16k, or give rates and kernels"
+            )
+    elif generator.hop != spec.hop:
         raise UserError(
             f"{name} makes {generator.hop} samples a frame, but the hop is {spec.hop}; give rates and kernels for it"
         )
     return generator
+
+
+def output_rate(generator: nn.Module, spec: MelSpec) -> int:
+    """Rate of the waves in Hz: the mel's own, unless the generator makes more samples a frame (``hifinet``)."""
+    return spec.rate * generator.hop // spec.hop
 
 
 def save_vocoder(path: Path, generator: nn.Module, name: str, args: dict[str, Any], mel: str) -> None:
@@ -85,6 +100,10 @@ def read_vocoder(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def _maker(name: str, spec: MelSpec) -> tuple[type[nn.Module], dict[str, Any]]:
+    if name.startswith("hifinet"):
+        from . import hifinet
+
+        return hifinet.maker(name, spec)
     if name == "vocos":
         from .vocos import Vocos
 

@@ -20,14 +20,16 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from vitalk.errors import UserError, nearest
 
-from ..mel import compress, magnitudes, mel_spec
+from ..mel import MelSpec, compress, log_mel, magnitudes, mel_spec
+from ..resample import Resample
 from .discriminators import (
+    BandDiscriminator,
     Judged,
     MultiPeriodDiscriminator,
     MultiResolutionDiscriminator,
     MultiScaleDiscriminator,
 )
-from .generators import create, read_vocoder, save_vocoder
+from .generators import create, output_rate, read_vocoder, save_vocoder
 from .losses import (
     SUB_BAND_SETS,
     Kind,
@@ -42,12 +44,16 @@ from .losses import (
 
 @dataclass(frozen=True)
 class Opponents:
-    """Discriminators, the weight of each, and the adversarial loss that goes with them."""
+    """Discriminators, the weight of each, and the adversarial loss that goes with them.
+
+    band: channels of one more, for what lies above the mel's band (``BandDiscriminator``); 0 for none.
+    """
 
     make: tuple[Callable[[], nn.Module], ...]
     weights: tuple[float, ...]
     kind: Kind
     reduction: Reduction
+    band: int = 0
 
 
 OPPONENTS = {
@@ -58,6 +64,12 @@ OPPONENTS = {
         (lambda: MultiPeriodDiscriminator(first_map=False), MultiResolutionDiscriminator), (1.0, 0.1), "hinge", "mean"
     ),
     "hifigan": Opponents((MultiPeriodDiscriminator, MultiScaleDiscriminator), (1.0, 1.0), "lsgan", "sum"),
+    "hifinet": Opponents(
+        (MultiPeriodDiscriminator, MultiResolutionDiscriminator), (1.0, 1.0, 1.0), "lsgan", "mean", 64
+    ),
+    "hifinet-small": Opponents(
+        (MultiPeriodDiscriminator.small, lambda: MultiResolutionDiscriminator(16)), (1.0, 1.0, 1.0), "lsgan", "mean", 16
+    ),
 }
 
 
@@ -77,12 +89,14 @@ class VocoderTraining(LightningModule):
     multi-resolution STFT loss, which MB-iSTFT's sub-bands get as well.
     gan_start: step at which the discriminators join, None for never; within ``gan_ramp`` steps the generator comes to
     heed them fully. Two stages in one run are ours: discriminators cost more than a small generator, and beat one that
-    knows nothing. discriminators: "small" (ours, for processors), "vocos" or "hifigan", each with its paper's loss.
+    knows nothing. discriminators: "small" (ours, for processors), "vocos" or "hifigan", each with its paper's loss;
+    for generators that go beyond the mel's band "hifinet" or "hifinet-small" (ours), with one more for what lies there.
     feature_weight: of feature matching: 1 in Vocos, 2 in HiFi-GAN.
     lr, gan_lr: AdamW's learning rates of the generator before ``gan_start``, and of everything from there on; both
     follow half a cosine over the whole run to 0, after ``warmup_steps`` of linear warm-up. clip: largest norm of the
     gradient of either side, None for any.
     degrade: blur and noise of the mels that the generator hears while training, see ``degraded``.
+    rate: that of the data, Hz, which must be the generator's; its mels are made of the waves resampled to the mel's.
 
     Steps are those of the generator. Each batch moves the generator first: the discriminators judge the real waves
     once for both. Moving averages are Lightning's ``EMAWeightAveraging``; several processes with two stages need
@@ -110,6 +124,7 @@ class VocoderTraining(LightningModule):
         weight_decay: float = 0.01,
         clip: float | None = 5.0,
         degrade: float = 0.0,
+        rate: int | None = None,
     ):
         super().__init__()
         self.save_hyperparameters()
@@ -124,8 +139,14 @@ class VocoderTraining(LightningModule):
                 f"there are no discriminators {discriminators}; choose one of {', '.join(OPPONENTS)}.{near}"
             )
         self.opponents = OPPONENTS[discriminators]
-        self.discriminators = nn.ModuleList(m() for m in self.opponents.make) if gan_start is not None else None
-        self.mel_loss = MelLoss(replace(self.spec, fmax=None))
+        self.rate = output_rate(self.generator, self.spec)
+        if rate not in (None, self.rate):
+            raise UserError(
+                f"{generator} makes waves of {self.rate} Hz, the data's are of {rate} Hz; set data.init_args.rate"
+            )
+        self.resample = Resample(self.rate, self.spec.rate)
+        self.discriminators = self._opponents() if gan_start is not None else None
+        self.mel_loss = MelLoss(_whole_band(self.spec, self.rate))
         self.stft_loss = MultiResolutionSTFTLoss()
         self.band_loss = MultiResolutionSTFTLoss(SUB_BAND_SETS)
 
@@ -193,12 +214,15 @@ class VocoderTraining(LightningModule):
     def _target(self, batch: Tensor | dict[str, Tensor]) -> Target:
         heard = batch.get("heard") if isinstance(batch, dict) else None
         wave = batch["wave"] if isinstance(batch, dict) else batch
-        wave = wave[:, : wave.shape[1] // self.spec.hop * self.spec.hop]
-        if wave.shape[1] < self.spec.n_fft:
-            raise UserError(f"segments of {wave.shape[1]} samples are too short; give {self.spec.n_fft} at least")
+        hop, least = self.generator.hop, self.mel_loss.spec.n_fft
+        wave = wave[:, : wave.shape[1] // hop * hop]
+        if wave.shape[1] < least:
+            raise UserError(f"segments of {wave.shape[1]} samples are too short; give {least} at least")
         with torch.no_grad(), torch.autocast(wave.device.type, enabled=False):
-            linear = magnitudes(wave, self.spec)
+            linear = magnitudes(self.resample(wave), self.spec)
             mel = compress(linear, self.spec)
+            if self.rate != self.spec.rate:
+                return Target(wave, mel if heard is None else heard, log_mel(wave, self.mel_loss.spec))
             same = self.spec.fmax in (None, self.spec.rate / 2)
             full = mel if same else compress(linear, self.mel_loss.spec)
             return Target(wave, mel if heard is None else heard, full)
@@ -262,6 +286,18 @@ class VocoderTraining(LightningModule):
         gaps = [r.mean() - f.mean() for _, (rs, _), (fs, _) in rows for r, f in zip(rs, fs, strict=True)]
         return {"discriminator": loss, "gap": torch.stack(gaps).mean()}
 
+    def _opponents(self) -> nn.ModuleList:
+        """The discriminators; that of the upper band, where it is wanted, begins where the mel ends."""
+        made = [make() for make in self.opponents.make]
+        if self.opponents.band:
+            if self.rate <= self.spec.rate:
+                raise UserError(
+                    f"{self.hparams.discriminators} judges what lies above the mel's band, where "
+                    f"{self.hparams.generator} makes nothing; choose other discriminators or the generator hifinet"
+                )
+            made.append(BandDiscriminator(self.opponents.band, self.spec.rate / self.rate))
+        return nn.ModuleList(made)
+
     def _start_from(self, path: str) -> None:
         _, state = read_vocoder(path)
         try:
@@ -271,6 +307,14 @@ class VocoderTraining(LightningModule):
                 f"the vocoder {path} does not fit {self.hparams.generator}; give the same generator, "
                 "generator_args and mel as it was trained with"
             ) from None
+
+
+def _whole_band(spec: MelSpec, rate: int) -> MelSpec:
+    """The spectrogram of the loss: the mel's own up to half the rate, at higher rates stretched with 128 bands."""
+    if rate == spec.rate:
+        return replace(spec, fmax=None)
+    sizes = {name: getattr(spec, name) * rate // spec.rate for name in ("n_fft", "hop", "win")}
+    return replace(spec, rate=rate, fmax=None, n_mels=max(spec.n_mels, 128), **sizes)
 
 
 def degraded(mel: Tensor, strength: float) -> Tensor:

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from vitalk.errors import UserError
 from vitalk.speech.acoustic.training import read_trained
+from vitalk.speech.mel import mel_spec
 from vitalk.speech.speaking import Chained, torch_voice
-from vitalk.speech.vocoder.generators import load_vocoder
+from vitalk.speech.vocoder.generators import load_vocoder, output_rate
 from vitalk.speech.voice import Voice
 
 from .training import load_for_voice
@@ -23,6 +24,7 @@ def trained_voice(model: str | Path, vocoder: str | Path | None = None, device: 
 
     Raises UserError for files that are none of these and for a vocoder that is missing, does not fit or is not needed.
     """
+    rate = None
     whole = read_trained(model)[0].get("format") == FastSpeech2sTraining.FORMAT
     if whole and vocoder is not None:
         raise UserError(f"{model} makes waveforms itself; leave the vocoder {vocoder} out")
@@ -38,8 +40,8 @@ def trained_voice(model: str | Path, vocoder: str | Path | None = None, device: 
             raise UserError(
                 f"{vocoder} hears mels of preset {mel}, {model} makes {about['mel']}; train one for the other"
             )
-        say = Chained(acoustic, generator)
-    return torch_voice(say, about, Path(model).parent.name or "trained", device)
+        say, rate = Chained(acoustic, generator), output_rate(generator, mel_spec(mel))
+    return torch_voice(say, about, Path(model).parent.name or "trained", device, rate)
 
 
 class Whole(nn.Module):
