@@ -100,8 +100,9 @@ def refusal(error: BaseException) -> UserError:
         link = link.__cause__ or link.__context__
     if (refused := next((e for e in chain if isinstance(e, UserError)), None)) is not None:
         return refused
-    named = next((found for e in chain for found in re.findall(r"\b[a-z]\w*(?:::|\.)\w+\.\w+\b", str(e))), None)
-    what = f"the operator {named}" if named else f"something in it ({str(chain[-1]).strip().splitlines()[0][:120]})"
+    told = " ".join(str(e) for e in chain)
+    named = re.search(r"op='([\w.]+)'", told) or re.search(r"\b(aten(?:::|\.)\w+)", told)
+    what = f"the operator {named[1]}" if named else f"something in it ({str(chain[-1]).strip().splitlines()[0][:120]})"
     return UserError(f"this model cannot be written as ONNX: {what} has no form there; run it in torch, simulated")
 
 

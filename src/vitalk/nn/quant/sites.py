@@ -248,6 +248,8 @@ def _flowing_pairs(model: nn.Module, image: Tensor) -> list[tuple[str, str]]:
     finally:
         for handle in handles:
             handle.remove()
+    if last.grad_fn is None:  # something in it has no derivative, and no graph tells who uses what
+        return _declared_pairs(model)
     uses = _uses(last.grad_fn)
     return [(names[c], names[n]) for c, n, node in met if calls[c] == calls[n] == uses[node] == 1]
 

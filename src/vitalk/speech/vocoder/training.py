@@ -127,7 +127,7 @@ class VocoderTraining(LightningModule):
         rate: int | None = None,
     ):
         super().__init__()
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=["rate"])  # the data has one of this name, which may say None
         self.automatic_optimization = False
         self.spec = mel_spec(mel)
         self.generator = create(generator, self.spec, generator_args)
