@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vitalk.deploy.onnx_export import refusal
 from vitalk.errors import UserError
 from vitalk.files import write_whole
-from vitalk.nn.quant import OMSE, Policy, QuantConv1d, UniformQuantizer, place, quantizers, sites, switched_off
+from vitalk.nn.quant import OMSE, Policy, QuantConv1d, UniformQuantizer, place, sites
 from vitalk.nn.quant.calibrate import fit_in_one_pass
 from vitalk.nn.quant.export import TRANSLATIONS, fold_weights
 from vitalk.speech.mel import MelSpec
@@ -137,7 +137,6 @@ def _store_halves(graph: Any) -> None:
 
 
 BREATH = 600  # symbols that calibration says in one go, at most
-SPARED = 0.15  # share of the weights that may stay in float
 
 
 def quantize(speaking: Speaking, weight_bits: int, act_bits: int, texts: Sequence[list[int]]) -> Speaking:
@@ -145,8 +144,7 @@ def quantize(speaking: Speaking, weight_bits: int, act_bits: int, texts: Sequenc
 
     Symmetric weights, a scale a row; whole zero points, a scale a tensor, ranges of least squared error: RepQ-ViT's
     deployed form without its fold. Depthwise convolutions, for which runtimes have no integer kernel without a
-    quantizer behind them, stay in float; so do the layers that alone change the spectrum most, or the number of its
-    frames, up to 15 % of the weights (ours). texts: symbol ids of sentences, which are said in one breath.
+    quantizer behind them, stay in float. texts: symbol ids of sentences, which are said in one breath.
     Raises UserError where there are none.
     """
     if not texts:
@@ -155,49 +153,11 @@ def quantize(speaking: Speaking, weight_bits: int, act_bits: int, texts: Sequenc
     quantized = place(speaking, weight_bits, act_bits, policy)
     for site in sites(quantized).values():
         if isinstance(site, QuantConv1d) and not site.is_product:
-            _to_float(site)
-    said, one = torch.tensor([[symbol for text in texts for symbol in text][:BREATH]]), torch.ones(1)
-
-    def say() -> tuple[Tensor, Tensor, Tensor]:
-        return quantized(said, one, one, one, torch.zeros(1, dtype=torch.long))
-
-    fit_in_one_pass(quantized, say)
-    found = {name: site for name, site in sites(quantized).items() if site.weight_quantizer is not None}
-    left = SPARED * sum(site.weight.numel() for site in found.values())
-    for name, _ in sorted(harms(quantized, say).items(), key=lambda item: -item[1]):
-        if (left := left - found[name].weight.numel()) < 0:
-            break
-        _to_float(found[name])
+            site.weight_quantizer = site.input_quantizer = None
+    said = [symbol for text in texts for symbol in text][:BREATH]
+    one = torch.ones(1)
+    fit_in_one_pass(quantized, lambda: quantized(torch.tensor([said]), one, one, one, torch.zeros(1, dtype=torch.long)))
     return quantized
-
-
-@torch.no_grad()
-def harms(quantized: nn.Module, say: Callable[[], tuple[Tensor, ...]]) -> dict[str, float]:
-    """How far each quantized site alone moves the spectrum that ``say`` gives, by name; infinity for another length.
-
-    Relative to the float spectrum's norm. The quantizers are fitted, and all are on again afterwards.
-    """
-    found = {}
-    all_quantizers = quantizers(quantized)
-    with switched_off(quantized):
-        plain = torch.stack(say()[:2])
-        for name, site in sites(quantized).items():
-            own = [all_quantizers[f"{name}.{part}"] for part in ("weight_quantizer", "input_quantizer")
-                   if getattr(site, part) is not None]  # fmt: skip
-            if not own:
-                continue
-            for quantizer in own:
-                quantizer.enabled = True
-            moved = torch.stack(say()[:2])
-            for quantizer in own:
-                quantizer.enabled = False
-            same = moved.shape == plain.shape
-            found[name] = float((moved - plain).norm() / plain.norm()) if same else float("inf")
-    return found
-
-
-def _to_float(site: nn.Module) -> None:
-    site.weight_quantizer = site.input_quantizer = None
 
 
 @torch.inference_mode()
