@@ -24,7 +24,7 @@ class Method:
     make: (model, images, weight_bits, act_bits, **options) -> a quantized copy. All take attention, integer and
     progress. steps: the option that says how many steps of reconstruction each unit gets; "" where there is none.
     short: options that go with fewer steps than ``FEW``, which the papers' small rates would leave without effect.
-    deployed: options of the form that runs in integers.
+    deployed: options of the form that runs in integers. plain: options that give all sites the same bits.
     mixed: the options that give sites bits of their own, as a function of the average; None where there are none.
     """
 
@@ -32,6 +32,7 @@ class Method:
     steps: str = ""
     short: dict[str, Any] = field(default_factory=dict)
     deployed: dict[str, Any] = field(default_factory=dict)
+    plain: dict[str, Any] = field(default_factory=dict)
     mixed: Callable[[float], dict[str, Any]] | None = None
 
 
@@ -44,7 +45,7 @@ METHODS = {
     "adalog": Method(adalog, "reconstruct_steps"),
     "dopq-vit": Method(dopq_vit, "iterations", QUICK),
     "mptq-vit": Method(mptq_vit, deployed={"gelu": "uniform"}, mixed=lambda average: {"average_bits": average}),
-    "lrp-qvit": Method(lrp_qvit, mixed=lambda average: {"mixed": True}),
+    "lrp-qvit": Method(lrp_qvit, plain={"mixed": False}, mixed=lambda average: {"mixed": True}),
     "q-hyvit": Method(q_hyvit),
 }
 
@@ -81,8 +82,8 @@ def quantize(
         if method.mixed is None:
             raise UserError(f"{name} has one number of bits for all; for mixed precision choose {_with('mixed')}")
         options |= method.mixed(bits[0])
-    elif name == "lrp-qvit":
-        options["mixed"] = False
+    else:
+        options |= method.plain
     if attention is not None:
         options["attention"] = attention
     if integer and attention == "float":

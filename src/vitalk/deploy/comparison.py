@@ -67,7 +67,6 @@ COLUMNS = {
     "file_top1": ("top-1 file %", "{:.2f}"),
     "torch_top1": ("top-1 torch %", "{:.2f}"),
     "int8_products": ("int8 products", "{}"),
-    "float_products": ("float products", "{}"),
     "macs": ("GMACs", lambda v: f"{v / 1e9:.3f}"),
     "bytes": ("MB", lambda v: f"{v / 1e6:.2f}"),
     "ms_batch1": ("ms, batch 1", "{:.2f}"),

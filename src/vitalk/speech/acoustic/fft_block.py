@@ -21,6 +21,19 @@ def masked(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else x.masked_fill(~mask[..., None], 0.0)
 
 
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of x where the mask, which broadcasts against it, is True; what padding holds, NaN too, has no say."""
+    mask = mask.expand_as(x)
+    return x.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def fitting(name: str, given: Tensor, x: Tensor) -> Tensor:
+    """``given``, which must be [batch, time] for x [batch, time, ...]. Raises UserError naming it where it is not."""
+    if given.shape != x.shape[:2]:
+        raise UserError(f"{name} of shape {list(given.shape)} does not fit {list(x.shape[:2])} (batch, time)")
+    return given
+
+
 class SinusoidalPositions(nn.Module):
     """Adds the Transformer's sinusoids (arXiv 1706.03762, section 3.5) to x [batch, time, dim], whatever its length.
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitalk.errors import UserError
-from vitalk.speech.acoustic.fft_block import length_mask, masked
+from vitalk.speech.acoustic.fft_block import fitting, length_mask, masked, masked_mean
 from vitalk.speech.acoustic.regulator import Rounding, frames_from_logs, regulate, timed
 from vitalk.speech.acoustic.ssim import mean_ssim
 from vitalk.speech.acoustic.variance import Spread, Variance, scale_gradient
@@ -196,11 +196,11 @@ class DelightfulTTS(nn.Module):
         if durations is None:
             durations = frames_from_logs(logs, mask, speed, self.rounding)
         else:
-            durations = timed(_fitting("durations", durations, hidden), mask, speed, self.rounding)
+            durations = timed(fitting("durations", durations, hidden), mask, speed, self.rounding)
         heard: Tensor | float = 0.0
         loudness = level = None
         if self.energy is not None:
-            given = None if energy is None else _fitting("energy", energy, hidden)
+            given = None if energy is None else fitting("energy", energy, hidden)
             heard, loudness, level = self.energy(hidden, mask, given, energy_factor)
         by_phoneme = self.pitch_level == "phoneme"
         if by_phoneme:
@@ -257,7 +257,7 @@ class DelightfulTTS(nn.Module):
                 prediction = prediction.sum(1) / count
                 heard = None if reference is None else level.reference(reference, frames)
             elif reference is not None and durations is not None:
-                heard = level.reference(seen, mask, reference, frames, _fitting("durations", durations, hidden))
+                heard = level.reference(seen, mask, reference, frames, fitting("durations", durations, hidden))
             prediction, heard = unit(prediction), None if heard is None else unit(heard)
             added = level(heard, prediction, predicted)
             added = masked(added if added.ndim == 3 else added[:, None].expand_as(hidden), mask)
@@ -299,16 +299,16 @@ class DelightfulTTS(nn.Module):
             found["between"] = torch.stack(
                 [sum(_mel_losses(mel, targets.mel, frames)) for mel in output.between]
             ).mean()
-        found["duration"] = _mean((output.log_durations - targets.durations.float().log1p()).square(), text)
+        found["duration"] = masked_mean((output.log_durations - targets.durations.float().log1p()).square(), text)
         pitch = output.pitch_prediction - self.pitch.scale.normalise(targets.pitch)
-        found["pitch"] = _mean(pitch.square(), text if self.pitch_level == "phoneme" else frames)
+        found["pitch"] = masked_mean(pitch.square(), text if self.pitch_level == "phoneme" else frames)
         if self.energy is not None:
             energy = output.energy_prediction - self.energy.scale.normalise(targets.energy)
-            found["energy"] = _mean(energy.square(), text)
+            found["energy"] = masked_mean(energy.square(), text)
         for name, (heard, predicted) in output.prosody.items():
             if heard is not None:
                 off = (predicted - heard.detach()).abs()
-                found[name] = off.mean() if name == "utterance" else _mean(off, text[..., None])
+                found[name] = off.mean() if name == "utterance" else masked_mean(off, text[..., None])
         return found
 
 
@@ -318,13 +318,7 @@ def _mel_losses(mel: Tensor, target: Tensor, frames: Tensor) -> tuple[Tensor, Te
     low = target.masked_fill(outside, torch.inf).amin((1, 2), keepdim=True)
     high = target.masked_fill(outside, -torch.inf).amax((1, 2), keepdim=True)
     a, b = (((x - low) / (high - low).clamp(min=1e-3)).float() for x in (mel, target))
-    return _mean((mel - target).abs(), frames[:, None]), 1 - mean_ssim(a, b, frames).mean()
-
-
-def _mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of x where the mask, which broadcasts against it, is True; what padding holds, NaN too, has no say."""
-    mask = mask.expand_as(x)
-    return x.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
+    return masked_mean((mel - target).abs(), frames[:, None]), 1 - mean_ssim(a, b, frames).mean()
 
 
 def _louder(mel: Tensor, factor: Factor, mask: Tensor | None) -> Tensor:
@@ -352,13 +346,7 @@ def _sizes(kind: type, given: Any) -> Any:
 
 
 def _given(name: str, given: Tensor | None, x: Tensor) -> Tensor | None:
-    return None if given is None else _fitting(name, given, x)
-
-
-def _fitting(name: str, given: Tensor, x: Tensor) -> Tensor:
-    if given.shape != x.shape[:2]:
-        raise UserError(f"{name} of shape {list(given.shape)} does not fit {list(x.shape[:2])} (batch, time)")
-    return given
+    return None if given is None else fitting(name, given, x)
 
 
 def _check(prosody: Sequence[str], pitch: str, conditioning: str, languages: int, language_dim: int) -> None:

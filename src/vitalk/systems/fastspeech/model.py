@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from vitalk.errors import UserError
-from vitalk.speech.acoustic.fft_block import FFTStack, length_mask
+from vitalk.speech.acoustic.fft_block import FFTStack, length_mask, masked_mean
 from vitalk.speech.acoustic.regulator import Rounding, frames_from_logs, regulate, timed
 from vitalk.speech.acoustic.variance import VariancePredictor
 from vitalk.systems.transformer_tts.layers import Layers
-from vitalk.systems.transformer_tts.losses import Distance, masked_mean, mel_distance
+from vitalk.systems.transformer_tts.losses import Distance, mel_distance
 from vitalk.systems.transformer_tts.model import add_speaker
 
 BLOCKS = Layers(6, 2, 1536, (3, 3))  # the paper's

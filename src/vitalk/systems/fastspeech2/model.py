@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitalk.errors import UserError
-from vitalk.speech.acoustic.fft_block import FFTStack, length_mask
+from vitalk.speech.acoustic.fft_block import FFTStack, fitting, length_mask, masked_mean
 from vitalk.speech.acoustic.postnet import PostNet
 from vitalk.speech.acoustic.regulator import Rounding, frames_from_logs, regulate, timed
 from vitalk.speech.acoustic.variance import Spread, Variance, VariancePredictor, scale_gradient
@@ -213,7 +213,7 @@ class FastSpeech2(nn.Module):
         if durations is None:
             durations = frames_from_logs(logs, mask, speed, self.rounding)
         else:
-            durations = timed(_fitting("durations", durations, hidden), mask, speed, self.rounding)
+            durations = timed(fitting("durations", durations, hidden), mask, speed, self.rounding)
         told = {"pitch": (self.pitch, pitch, pitch_factor), "energy": (self.energy, energy, energy_factor)}
         levels = {"pitch": self.pitch_level, "energy": self.energy_level}
         found: dict[str, tuple] = {}
@@ -221,7 +221,7 @@ class FastSpeech2(nn.Module):
         def tell(level: str, x: Tensor, mask: Tensor | None) -> Tensor:
             for name, (variance, given, factor) in told.items():
                 if levels[name] == level:
-                    given = None if given is None else _fitting(name, given, x)
+                    given = None if given is None else fitting(name, given, x)
                     embedded, *found[name] = variance(x, mask, given, factor)
                     x = x + embedded
             return x
@@ -257,24 +257,24 @@ class FastSpeech2(nn.Module):
                 f"a mel of shape {list(targets.mel.shape)} does not fit the durations, which make "
                 f"{list(output.mel.shape)}; crop it to their sum"
             )
-        found = {"mel": _mean((output.mel - targets.mel).abs(), frames[:, None])}
+        found = {"mel": masked_mean((output.mel - targets.mel).abs(), frames[:, None])}
         if output.mel_coarse is not None:
-            found["mel_coarse"] = _mean((output.mel_coarse - targets.mel).abs(), frames[:, None])
-        found["duration"] = _mean((output.log_durations - targets.durations.float().log1p()).square(), text)
+            found["mel_coarse"] = masked_mean((output.mel_coarse - targets.mel).abs(), frames[:, None])
+        found["duration"] = masked_mean((output.log_durations - targets.durations.float().log1p()).square(), text)
         level = {"phoneme": text, "frame": frames}
         energy = output.energy_prediction - self.energy.scale.normalise(targets.energy)
-        found["energy"] = _mean(energy.square(), level[self.energy_level])
+        found["energy"] = masked_mean(energy.square(), level[self.energy_level])
         if isinstance(self.pitch, WaveletPitch):
             return found | _wavelet_losses(output.pitch_prediction, targets, frames)
         pitch = output.pitch_prediction - self.pitch.scale.normalise(targets.pitch)
-        return found | {"pitch": _mean(pitch.square(), level[self.pitch_level])}
+        return found | {"pitch": masked_mean(pitch.square(), level[self.pitch_level])}
 
 
 def _wavelet_losses(prediction: WaveletPrediction, targets: Targets, frames: Tensor) -> dict[str, Tensor]:
     voiced = F.binary_cross_entropy_with_logits(prediction.voiced, targets.voiced.float(), reduction="none")
     return {
-        "spectrogram": _mean((prediction.spectrogram - targets.spectrogram).square(), frames[..., None]),
-        "voiced": _mean(voiced, frames),
+        "spectrogram": masked_mean((prediction.spectrogram - targets.spectrogram).square(), frames[..., None]),
+        "voiced": masked_mean(voiced, frames),
         "pitch_mean": F.mse_loss(prediction.mean, targets.pitch_mean),
         "pitch_std": F.mse_loss(prediction.std, targets.pitch_std),
     }
@@ -285,17 +285,5 @@ def _padding(mask: Tensor) -> Tensor | None:
     return None if len(mask) == 1 else mask
 
 
-def _mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of x where the mask, which broadcasts against it, is True; what padding holds, NaN too, has no say."""
-    mask = mask.expand_as(x)
-    return x.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
-
-
 def _sizes(kind: type, given: Any) -> Any:
     return kind(**given) if isinstance(given, dict) else given
-
-
-def _fitting(name: str, given: Tensor, x: Tensor) -> Tensor:
-    if given.shape != x.shape[:2]:
-        raise UserError(f"{name} of shape {list(given.shape)} does not fit {list(x.shape[:2])} (batch, time)")
-    return given

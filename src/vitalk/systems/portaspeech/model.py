@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vitalk.errors import UserError
+from vitalk.speech.acoustic.fft_block import masked_mean
 from vitalk.speech.acoustic.flows import Glow
 from vitalk.speech.acoustic.gated import fold
 from vitalk.speech.acoustic.ssim import ssim
@@ -128,10 +129,10 @@ class PortaSpeech(nn.Module):
         coarse, divergence = self.reconstruct(reading, mel)
         off = (reading.predicted + 1).log() - (reading.asked.float() + 1).log()
         return {
-            "mel": _mean((coarse - mel).abs(), mask[:, None]),
-            "ssim": 1 - _mean(ssim(coarse, mel, mask, floor), mask[:, None]),
+            "mel": masked_mean((coarse - mel).abs(), mask[:, None]),
+            "ssim": 1 - masked_mean(ssim(coarse, mel, mask, floor), mask[:, None]),
             "kl": divergence,
-            "duration": _mean(off.square() if durations == "mse" else off.abs(), reading.word_mask),
+            "duration": masked_mean(off.square() if durations == "mse" else off.abs(), reading.word_mask),
             "sentence": (reading.predicted.sum(1) - reading.asked.sum(1)).abs().mean(),
         }
 
@@ -163,8 +164,3 @@ def fitted(mel: Tensor, reading: Reading) -> Tensor:
             f"a mel of {mel.shape[2]} frames does not fit the durations, which make {frames}; crop it to their sum"
         )
     return mel[..., :frames].masked_fill(~reading.frame_mask[:, None], 0.0)
-
-
-def _mean(x: Tensor, mask: Tensor) -> Tensor:
-    mask = mask.expand_as(x)
-    return x.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)

@@ -152,7 +152,9 @@ def report(found: Calibrated, forms: dict[str, dict[str, int]], search: dict[str
         + f"; W8A8 deployed {found.mean('w8a8 deployed'):.1f} %",
         baseline=f"float {found.float_top1:.1f} %",
         verdict=judge(found),
-        data=f"CIFAR-10 at {SIZE} pixels, {MODEL}; {found.pictures} test pictures, {DRAWS} draws of {CALIBRATION} "
+        data=f"CIFAR-10 at {SIZE} pixels, {MODEL} "
+        f"({f'of {TRAINED}' if TRAINED.is_file() else 'trained within the run'}); "
+        f"{found.pictures} test pictures, {DRAWS} draws of {CALIBRATION} "
         "calibration pictures",
         details={
             **found.details(),

@@ -7,17 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitalk.errors import UserError
+from vitalk.speech.acoustic.fft_block import masked_mean
 
 from .alignment import guided_attention_loss
 from .model import Output
 
 Distance = Literal["l2", "l1"]
-
-
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of x where the mask, which broadcasts against it, is True; what padding holds, NaN too, has no say."""
-    mask = mask.expand_as(x)
-    return x.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
 
 
 def mel_distance(mel: Tensor, target: Tensor, mask: Tensor, distance: Distance = "l2") -> Tensor:
