@@ -5,16 +5,17 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vitalk.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+K = TypeVar("K", bound=Hashable)
 # A child inherits its parent's high-water mark on Linux, so a bare interpreter stands in between.
 WATCH = """
 import resource, subprocess, sys
@@ -87,8 +88,8 @@ def _attention_flops(q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: A
 
 
 def latencies(
-    runs: dict[str, Callable[[], object]], warmup: int = 3, repeats: int = 10, seconds: float = float("inf")
-) -> dict[str, float]:
+    runs: dict[K, Callable[[], object]], warmup: int = 3, repeats: int = 10, seconds: float = float("inf")
+) -> dict[K, float]:
     """Median seconds of each of several calls, taken in turns so that a machine that drifts is fair to all.
 
     warmup, repeats: rounds before and while the clock counts; after ``seconds`` no new round begins, but two are run.
@@ -96,7 +97,7 @@ def latencies(
     for _ in range(warmup):
         for run in runs.values():
             run()
-    taken: dict[str, list[float]] = {name: [] for name in runs}
+    taken: dict[K, list[float]] = {name: [] for name in runs}
     end = time.perf_counter() + seconds
     for done in range(repeats):
         if done >= 2 and time.perf_counter() > end:
