@@ -17,7 +17,7 @@ tables: .venv/stamp
 
 .venv/stamp: pyproject.toml
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --editable '.[train,eval,bench,dev]'
+	.venv/bin/python -m pip install --quiet --editable '.[train,eval,bench,serve,data,dev]'
 	touch $@
 
 .venv-light/stamp: pyproject.toml $(shell find src results -type f -not -name '*.pyc')

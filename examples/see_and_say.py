@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from vitalk import Eye, Voice
+from vitalk.deploy.runtime import sentences
 
 
 def main(picture: str, sound: str) -> None:
@@ -15,8 +16,7 @@ def main(picture: str, sound: str) -> None:
     start = time.perf_counter()
     label, share = Eye.load().see(picture)[0]
     seen = time.perf_counter()
-    article = "an" if label[0] in "aeiou" else "a"
-    sentence = f"I see {article} {label}. I am {round(100 * share)} percent sure."
+    sentence = sentences(label, share)
     audio = Voice.load().speak(sentence)
     said = time.perf_counter()
     Path(sound).parent.mkdir(parents=True, exist_ok=True)

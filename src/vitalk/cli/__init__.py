@@ -7,7 +7,7 @@ import typer
 
 from vitalk.errors import UserError
 
-from . import adapt, bench, compress, evaluate, export, mels, reproduce, see, speak, systems, train, voices
+from . import adapt, bench, compress, evaluate, export, mels, reproduce, see, serve, speak, systems, train, voices
 
 app = typer.Typer(
     name="vitalk",
@@ -17,7 +17,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for verb in (see, speak, voices, compress, export, train, adapt, mels, reproduce):
+for verb in (see, speak, serve, voices, compress, export, train, adapt, mels, reproduce):
     app.command(context_settings=getattr(verb, "CONTEXT", None))(getattr(verb, verb.__name__.rsplit(".", 1)[-1]))
 app.add_typer(systems.app, name="systems")
 app.add_typer(bench.app, name="bench")

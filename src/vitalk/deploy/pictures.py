@@ -1,5 +1,6 @@
 """Pictures from files, whatever they are, as RGB."""
 
+import io
 import warnings
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from PIL import Image, ImageOps, JpegImagePlugin
 
 from vitalk.errors import UserError, nearest
 
+Source = Path | io.BytesIO
 SMALLEST = 2  # pixels a side
 REDUCED = (2048, 2048)  # pixels that a picture beyond the limit keeps at least
 
@@ -27,18 +29,30 @@ def open_picture(path: str | Path) -> Image.Image:
     if not path.is_file():
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"there is no picture at {path}.{nearest(path.name, beside)}")
+    return _read(path, str(path), None)
+
+
+def read_picture(data: bytes, pixels: int | None = None) -> Image.Image:
+    """The picture in the bytes of a file, as ``open_picture``; pixels: the most that it may have, told by its header.
+
+    Raises UserError as ``open_picture``, and for larger pictures before anything is unpacked.
+    """
+    return _read(io.BytesIO(data), "the picture", pixels)
+
+
+def _read(source: Source, name: str, pixels: int | None) -> Image.Image:
     try:
-        with _opened(path) as picture:
+        with _opened(source, name, pixels) as picture:
             if min(picture.size) < SMALLEST:
                 size = f"{picture.width} x {picture.height}"
-                raise UserError(f"{path} has {size} pixels, too few to see anything; give at least {SMALLEST} a side")
+                raise UserError(f"{name} has {size} pixels, too few to see anything; give at least {SMALLEST} a side")
             return to_rgb(picture)
     except UserError:
         raise
     except Image.UnidentifiedImageError:
-        raise UserError(f"{path} is not a picture (or of a kind that is not known); save it as JPEG or PNG") from None
+        raise UserError(f"{name} is not a picture (or of a kind that is not known); save it as JPEG or PNG") from None
     except Exception as error:  # decoders raise whatever damage leads them to
-        raise UserError(f"{path} cannot be read ({_sentence(error)}); replace or re-save it") from None
+        raise UserError(f"{name} cannot be read ({_sentence(error)}); replace or re-save it") from None
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
@@ -64,19 +78,25 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     return Image.fromarray((levels >> 8 if deep else levels).clip(0, 255).astype(np.uint8))
 
 
-def _opened(path: Path) -> Image.Image:
+def _opened(source: Source, name: str, pixels: int | None) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(path)
+            picture = Image.open(source)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        return _reduced(path)
+        if pixels is not None:
+            raise UserError(f"{name} has more than {pixels / 1e6:g} million pixels; make it smaller") from None
+        return _reduced(source, name)
+    if pixels is not None and picture.width * picture.height > pixels:
+        picture.close()
+        raise UserError(f"{name} has more than {pixels / 1e6:g} million pixels; make it smaller")
+    return picture
 
 
-def _reduced(path: Path) -> Image.Image:
-    remedy = f"{path} has too many pixels to unpack; save it as baseline JPEG or below 89 million pixels"
+def _reduced(source: Source, name: str) -> Image.Image:
+    remedy = f"{name} has too many pixels to unpack; save it as baseline JPEG or below 89 million pixels"
     try:
-        picture = JpegImagePlugin.JpegImageFile(path)  # Image.open refuses by the size before any reduction
+        picture = JpegImagePlugin.JpegImageFile(source)  # Image.open refuses by the size before any reduction
     except SyntaxError:
         raise UserError(remedy) from None
     picture.draft("RGB", REDUCED)

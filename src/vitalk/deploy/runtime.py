@@ -54,7 +54,7 @@ class Eye:
         except (ValueError, TypeError):
             raise UserError(f"the labels in {path} cannot be read; export the model again") from None
         preprocess = Preprocess.from_json(metadata["vitalk.preprocess"])
-        return cls(metadata.get("vitalk.model", path.stem), labels, preprocess, run)
+        return cls(metadata.get("vitalk.model") or path.stem, labels, preprocess, run)
 
     def see(self, picture: str | Path | Image.Image, k: int = 5) -> list[tuple[str, float]]:
         """The ``k`` likeliest labels of a picture (a file or a PIL image) with their probabilities, likeliest first.
@@ -66,11 +66,22 @@ class Eye:
         if not isinstance(picture, str | Path | Image.Image):
             raise UserError(f"see takes a file or a PIL image, got {type(picture).__name__}")
         rgb = to_rgb(picture) if isinstance(picture, Image.Image) else open_picture(picture)
-        logits = self.logits(self.preprocess(rgb)[None])[0].astype(np.float64)
+        return self.likeliest(self.logits(self.preprocess(rgb)[None])[0], k)
+
+    def likeliest(self, logits: np.ndarray, k: int = 5) -> list[tuple[str, float]]:
+        """The ``k`` likeliest labels of one picture's logits [classes] with their probabilities, likeliest first."""
+        logits = logits.astype(np.float64)
         shares = np.exp(logits - logits.max())
         shares /= shares.sum()
         order = np.argsort(-shares, kind="stable")[:k]
         return [(self.labels[i], float(shares[i])) for i in order]
+
+    def describe(self, picture: str | Path | Image.Image) -> str:
+        """What is in a picture as sentences to be said, such as "I see a cat. I am 97 percent sure."
+
+        Raises UserError as ``see``.
+        """
+        return sentences(*self.see(picture, 1)[0])
 
     def logits(self, batch: np.ndarray) -> np.ndarray:
         """float32 [batch, 3, height, width], as ``preprocess`` makes it -> logits float32 [batch, classes].
@@ -88,6 +99,13 @@ class Eye:
         if not np.isfinite(out).all():
             raise UserError(f"{self.name} puts out numbers that are not finite; export it again from sound weights")
         return out
+
+
+def sentences(label: str, probability: float) -> str:
+    """What was seen, as sentences to be said."""
+    name = label.replace("_", " ")
+    article = "an" if name[:1].lower() in "aeiou" else "a"
+    return f"I see {article} {name}. I am {round(100 * probability)} percent sure."
 
 
 def packaged_models() -> dict[str, Path]:

@@ -66,6 +66,10 @@ class TorchSession:
         """The inputs, which have names."""
         return [SimpleNamespace(name=name) for name in self.names]
 
+    def get_outputs(self) -> list[Any]:
+        """The outputs, which have names."""
+        return [SimpleNamespace(name=name) for name in ("real", "imag")]
+
     @torch.inference_mode()
     def run(self, _: list[str], fed: dict[str, np.ndarray]) -> list[np.ndarray]:
         """Real and imaginary part, [1, bins, frames] each."""

@@ -8,7 +8,8 @@ speakers, symbols (those it has learnt), licence. The inverse Fourier transform 
 
 import json
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,19 @@ from .vocoder.istft_numpy import overlap_add
 
 RANGES = {"speed": (0.25, 4.0), "pitch": (0.5, 2.0), "energy": (0.25, 4.0)}
 SILENCE = -70.0  # dB RMS relative to full scale
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """An utterance as it was said: its text, the sound, the symbols [n], and the seconds of each, [n] float32.
+
+    seconds: None for voices that do not tell.
+    """
+
+    text: str
+    audio: Audio
+    symbols: list[str]
+    seconds: np.ndarray | None
 
 
 class Voice:
@@ -93,17 +107,30 @@ class Voice:
     ) -> Iterator[Audio]:
         """Say a text sentence by sentence; each comes as soon as it is ready, with the pause that follows it."""
         factors = {"speed": speed, "pitch": pitch, "energy": energy}
+        self.check(factors, speaker)
+        for utterance in self.utterances(text, ssml, lang):
+            yield self.say(utterance, factors, speaker).audio
+
+    def check(self, factors: Mapping[str, float], speaker: str | None = None) -> None:
+        """Raise UserError where a factor (speed, pitch, energy) is out of range, or there is no such speaker."""
         for name, value in factors.items():
             low, high = RANGES[name]
             if not low <= value <= high:
                 raise UserError(f"{name} must be from {low:g} to {high:g}, got {value:g}")
-        number = self._speaker(speaker)
-        for utterance in self._front_for(lang or self.lang).utterances(text, ssml=ssml):
-            yield self._say(utterance, factors, number)
+        self._speaker(speaker)
 
-    def _say(self, utterance: Utterance, factors: dict[str, float], speaker: int) -> Audio:
+    def utterances(self, text: str, ssml: bool = False, lang: str | None = None) -> Iterator[Utterance]:
+        """What ``say`` takes, of a text: the same as ``stream`` says, worked out as it is asked for."""
+        return self._front_for(lang or self.lang).utterances(text, ssml=ssml)
+
+    def say(self, utterance: Utterance, factors: Mapping[str, float], speaker: str | None = None) -> Spoken:
+        """Say one utterance; factors: speed, pitch, energy, as ``check`` allows them.
+
+        Raises UserError for what this voice has no sounds for.
+        """
         if not utterance.ids:  # a pause alone
-            return Audio(np.zeros(int(utterance.pause * self.rate), np.float32), self.rate)
+            silence = np.zeros(int(utterance.pause * self.rate), np.float32)
+            return Spoken(utterance.text, Audio(silence, self.rate), [], None)
         ids = utterance_ids(adapted(utterance.phonemes, self.about.get("symbols") or SYMBOLS))
         if not any(unicodedata.category(SYMBOLS[i]) in ("Ll", "Lu", "Lo") for i in ids):
             raise UserError(f"the voice {self.name} has learnt none of the sounds of {utterance.text[:60]!r}")
@@ -112,17 +139,23 @@ class Voice:
             "speed": np.float32([factors["speed"] * utterance.rate]),
             "pitch": np.float32([factors["pitch"] * utterance.pitch]),
             "energy": np.float32([factors["energy"]]),
-            "speaker": np.int64([speaker]),
+            "speaker": np.int64([self._speaker(speaker)]),
         }
         wanted = {node.name for node in self.session.get_inputs()}
-        real, imag = self.session.run(["real", "imag"], {name: v for name, v in fed.items() if name in wanted})
+        told = [node.name for node in self.session.get_outputs()]
+        given = dict(zip(told, self.session.run(told, {n: v for n, v in fed.items() if n in wanted}), strict=True))
+        real, imag = given["real"], given["imag"]
         samples = overlap_add(real[0] + 1j * imag[0], int(self.about["n_fft"]), int(self.about["hop"]))
         audio = Audio(samples.astype(np.float32), self.rate)
         if not np.isfinite(samples).all() or audio.rms() < SILENCE:
             raise UserError(f"the voice {self.name} gave no sound for {utterance.text[:60]!r}; try another voice")
         loud = np.clip(audio.samples * 10 ** (utterance.volume / 20), -1, 1)
         pause = np.zeros(int(utterance.pause * self.rate), np.float32)
-        return Audio(np.concatenate([loud.astype(np.float32), pause]), self.rate)
+        seconds = None
+        if "durations" in given:
+            seconds = (given["durations"][0] * int(self.about["hop"]) / self.rate).astype(np.float32)
+        said = Audio(np.concatenate([loud.astype(np.float32), pause]), self.rate)
+        return Spoken(utterance.text, said, [SYMBOLS[i] for i in ids], seconds)
 
     def _speaker(self, name: str | None) -> int:
         if name is None:
