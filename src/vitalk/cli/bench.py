@@ -152,6 +152,66 @@ def quant(
     _keep(output, lambda: compare(minutes, data or data_root(), model, only or list(METHODS)), draw_plot)
 
 
+@app.command()
+def acoustic(
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Where the JSON goes; a .md is written beside.")
+    ] = Path("results/bench_acoustic.json"),
+    minutes: Annotated[float, typer.Option(min=0.5, max=10_000, help="Of training, for each system.")] = 30.0,
+    only: Annotated[list[str] | None, typer.Option(help="A system, e.g. portaspeech; may be given again.")] = None,
+    speaker: Annotated[str, typer.Option(help="Of the corpus.")] = "jm_kumo",
+    aligner: Annotated[Path, typer.Option(help="Run folder of an aligner of that speaker.")] = Path(
+        "runs/voice-aligner"
+    ),
+    vocoder: Annotated[Path, typer.Option(help="Run folder of a vocoder.")] = Path("runs/voice-vocoder"),
+    runs: Annotated[Path, typer.Option(help="Where the trainings go; those that are done are not repeated.")] = Path(
+        "runs/acoustic"
+    ),
+    sentences: Annotated[int, typer.Option(min=2, help="Held-out sentences to judge.")] = 40,
+    data: Annotated[
+        Path | None, typer.Option(help="Speech corpus [default: kokoro_en of $VITALK_DATA or the user's cache].")
+    ] = None,
+) -> None:
+    """Acoustic text-to-speech systems, trained for the same time and judged in one run: WER, similarity, cost.
+
+    Needs the extras train and eval. Run nothing else meanwhile.
+
+    Example: vitalk bench acoustic --minutes 60 --only fastspeech2 --only portaspeech
+    """
+    from vitalk.benchmarks.acoustic import PLANS, Setting, compare
+    from vitalk.files import data_root
+
+    if unknown := [name for name in only or [] if name not in PLANS]:
+        raise UserError(f"--only {unknown[0]} is not known; choose {', '.join(PLANS)}")
+    corpus = data or data_root() / "speech" / "kokoro_en"
+    aligner, vocoder = (run / "model.safetensors" if run.is_dir() else run for run in (aligner, vocoder))
+    setting = Setting(corpus, speaker, aligner, vocoder, minutes, runs)
+    _keep(output, lambda: compare(setting, only or list(PLANS), sentences))
+
+
+@app.command()
+def serve(
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Where the JSON goes; a .md is written beside.")
+    ] = Path("results/bench_serve.json"),
+    seconds: Annotated[float, typer.Option(min=1, max=600, help="Of load, for each number of workers.")] = 60.0,
+    workers: Annotated[list[int] | None, typer.Option(min=1, help="Worker processes; may be given again.")] = None,
+    clients: Annotated[int, typer.Option(min=1, max=500, help="That ask at a time.")] = 64,
+    soak: Annotated[int, typer.Option(min=1, max=100_000, help="Requests between two looks at the memory.")] = 5000,
+) -> None:
+    """The server under load: sound a second, time to first audio, memory, killed workers, and unkind clients.
+
+    Starts servers of its own on this machine. Needs the extras serve and bench. Run nothing else meanwhile.
+
+    Example: vitalk bench serve --seconds 60 --workers 1 --workers 2 --workers 4
+    """
+    try:
+        from vitalk.benchmarks.serving import compare
+    except ModuleNotFoundError as error:
+        raise UserError(f'{error.name} is not installed; run: pip install "vitalk[serve,bench]"') from None
+    _keep(output, lambda: compare(seconds, workers or [1, 2, 4], clients, soak))
+
+
 def _keep(
     output: Path, measure: Callable[[], dict[str, Any]], draw: Callable[[dict[str, Any], Path], None] | None = None
 ) -> None:

@@ -1,0 +1,206 @@
+"""Every acoustic system on one corpus: trained for the same time, heard through one vocoder, judged in one run."""
+
+import json
+import math
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from vitalk.errors import UserError
+from vitalk.files import write_whole
+from vitalk.measurement import machine
+from vitalk.recipes import load_recipe
+from vitalk.speech.corpus import Clip, open_corpus, split
+from vitalk.speech.judge.recordings import spread
+from vitalk.speech.judge.report import Report
+from vitalk.speech.judge.voices import LEVEL, evaluate_voices
+from vitalk.vision.cost import peak_memory
+
+VITALK = [sys.executable, "-c", "from vitalk.cli import main; main()"]
+TIMED = (6, 30)  # steps of the two short runs whose difference tells what a step takes
+SPOKEN = "The quick brown fox jumps over the lazy dog."
+NOTE = (
+    "Each system trained for {minutes:g} minutes, all its stages together, with as many steps of its preset as fit, on "
+    "the speaker {speaker} of {corpus} ({clips} utterances), and heard through {vocoder}. WER (Whisper base, its own "
+    "normaliser, all words), speaker similarity (Resemblyzer, to {speaker}'s own recordings) and DNSMOS (at -23 dB) of "
+    "{sentences} held-out sentences; recording: the corpus's own, which are the bound. Parameters: of the acoustic "
+    "model as it speaks. Real-time factor: text to waveform, the vocoder included. MB: peak of a process that says one "
+    "sentence, torch included."
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a system is trained here: the presets of its recipe one after the other, each for its share of the time.
+
+    starts: model arguments that name a step, and the share of the steps at which it lies. aligned: it needs durations.
+    """
+
+    presets: tuple[str, ...] = ("cpu",)
+    starts: tuple[tuple[str, float], ...] = ()
+    aligned: bool = True
+
+
+PLANS = {
+    "fastspeech2": Plan(),
+    "transformer-tts": Plan(aligned=False),
+    "fastspeech": Plan(("aligned-cpu",)),
+    "adaspeech": Plan(starts=(("predictor_start", 0.6),)),
+    "portaspeech": Plan(("cpu", "post-cpu"), starts=(("kl_start", 0.06),)),
+    "delightfultts": Plan(),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is the same for all: corpus and speaker, aligner and vocoder, minutes, and the folder of the runs."""
+
+    corpus: Path
+    speaker: str
+    aligner: Path
+    vocoder: Path
+    minutes: float
+    folder: Path
+
+    def run(self, slug: str) -> Path:
+        """The folder of a system's last stage."""
+        return self.folder / f"{slug}-{PLANS[slug].presets[-1]}"
+
+
+def recipe(slug: str, stage: int, steps: int, setting: Setting) -> dict[str, Any]:
+    """The configuration of one stage of a system, with so many steps."""
+    plan = PLANS[slug]
+    _, config = load_recipe(slug, plan.presets[stage])
+    model, data, trainer = (config[part] for part in ("model", "data", "trainer"))
+    data["init_args"] |= {"path": str(setting.corpus), "speakers": [setting.speaker], "mel": "vitalk"}
+    if plan.aligned:
+        data["init_args"]["aligner"] = str(setting.aligner)
+    arguments = model["init_args"]
+    arguments["warmup_steps"] = min(arguments["warmup_steps"], max(steps // 10, 1))
+    arguments |= {name: round(share * steps) for name, share in plan.starts if name in arguments}
+    if "start" in arguments:
+        arguments["start"] = str(setting.folder / f"{slug}-{plan.presets[stage - 1]}" / "model.safetensors")
+    trainer["max_steps"] = steps
+    for callback in trainer.get("callbacks", []):
+        if callback["class_path"].endswith("EMAWeightAveraging"):
+            callback["init_args"]["decay"] = min(0.999, max(0.0, 1 - 20 / steps))  # over a twentieth of the run
+    return config
+
+
+def train(slug: str, setting: Setting, console: Console) -> dict[str, Any]:
+    """Train all stages of a system; {"steps", "train_minutes"}. What is done is kept and not done again."""
+    kept = setting.run(slug) / "told.json"
+    if kept.is_file() and (told := json.loads(kept.read_text())).get("minutes") == setting.minutes:
+        return told
+    told = {"minutes": setting.minutes, "steps": 0, "train_minutes": 0.0}
+    share = setting.minutes / len(PLANS[slug].presets)
+    for stage, preset in enumerate(PLANS[slug].presets):
+        console.print(f"{slug} {preset}: {share:g} minutes")
+        trials = [_fit(slug, stage, steps, setting, setting.folder / f".{slug}-{steps}") for steps in TIMED]
+        step = max((trials[1] - trials[0]) / (TIMED[1] - TIMED[0]), 1e-3)
+        steps = max(math.floor((60 * share - trials[0]) / step), TIMED[1])
+        told["train_minutes"] += _fit(slug, stage, steps, setting, setting.folder / f"{slug}-{preset}") / 60
+        told["steps"] += steps
+    write_whole(kept, json.dumps(told))
+    return told
+
+
+def _fit(slug: str, stage: int, steps: int, setting: Setting, folder: Path) -> float:
+    """Seconds of a training run; a trial's folder, whose name begins with a dot, is removed."""
+    import shutil
+
+    import yaml
+
+    config = {"presets": {"bench": recipe(slug, stage, steps, setting)}}
+    file = write_whole(setting.folder / f"{slug}.yaml", yaml.safe_dump(config, sort_keys=False))
+    shutil.rmtree(folder, ignore_errors=True)
+    start = time.monotonic()
+    command = [*VITALK, "train", str(file), "--preset", "bench", "-o", str(folder), "--interval", "1000000"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason told"])[-1]
+        raise UserError(f"the training of {slug} failed: {reason}")
+    if folder.name.startswith("."):
+        shutil.rmtree(folder)
+    return time.monotonic() - start
+
+
+def compare(setting: Setting, slugs: list[str], sentences: int) -> dict[str, Any]:
+    """A record with a row a system, after one of the recordings themselves.
+
+    Raises UserError for trainings that fail and files that are missing.
+    """
+    console = Console(stderr=True)
+    for name, path in (("aligner", setting.aligner), ("vocoder", setting.vocoder)):
+        if not (path / "model.safetensors" if path.is_dir() else path).is_file():
+            raise UserError(f"there is no {name} at {path}; train one: vitalk train {name} --preset cpu -o {path}")
+    clips = open_corpus(setting.corpus, [setting.speaker])
+    learnt, held_out = split(clips, 0.02)
+    held_out = spread(held_out, sentences)
+    trained = {slug: train(slug, setting, console) for slug in slugs}
+    report = _judged(slugs, held_out, spread(learnt, 20), setting)
+    rows = [{"system": "recording"} | _heard(report["recording"])]
+    for slug in slugs:
+        rows.append({"system": slug} | _heard(report[slug]) | _cost(slug, setting) | trained[slug])
+        rows[-1].pop("minutes")
+    note = NOTE.format(
+        minutes=setting.minutes, speaker=setting.speaker, corpus=setting.corpus.name, clips=len(clips),
+        vocoder=setting.vocoder.parent.name, sentences=len(held_out),
+    )  # fmt: skip
+    return {"machine": machine(), "note": note, "rows": rows}
+
+
+def _judged(slugs: list[str], clips: list[Clip], learnt: list[Clip], setting: Setting) -> dict[str, dict[str, Any]]:
+    """Means of what the judges heard, of the recordings and of each system; learnt: recordings of the speaker."""
+    import tempfile
+
+    from vitalk.speech.judge.evaluate import evaluate
+    from vitalk.trained import open_voice
+
+    opened = partial(open_voice, vocoder=setting.vocoder)
+    with tempfile.TemporaryDirectory() as folder:
+        own, model = Path(folder) / "own", Path(folder) / "model"
+        for target, some in ((own, clips), (model, learnt)):
+            (target / "wavs").mkdir(parents=True)
+            for clip in some:
+                clip.load().levelled(LEVEL).save(target / "wavs" / f"{clip.id}.wav")
+        lines = [json.dumps({"id": clip.id, "text": clip.text}) for clip in clips]
+        texts = write_whole(own / "metadata.jsonl", "\n".join(lines))
+        how = {"speaker": model / "wavs", "normaliser": "whisper"}
+        found = {"recording": _means(evaluate(own, **how))}
+        for slug in slugs:
+            said = setting.folder / f"{slug}-said"
+            report, _ = evaluate_voices([setting.run(slug)], texts, opened=opened, output=said, **how)
+            found[slug] = _means(report)
+        return found
+
+
+def _means(report: Report) -> dict[str, Any]:
+    return {name: {"mean": value.mean, "low": value.low, "high": value.high} for name, value in report.means.items()}
+
+
+def _heard(means: dict[str, Any]) -> dict[str, Any]:
+    wer = means["wer_pooled"]
+    told = {
+        "wer": wer["mean"], "wer_interval": f"{100 * wer['low']:.1f} to {100 * wer['high']:.1f}",
+        "similarity": means["similarity"]["mean"], "dnsmos": means["ovrl"]["mean"],
+    }  # fmt: skip
+    return told | ({"rtf": means["rtf"]["mean"]} if "rtf" in means else {})
+
+
+def _cost(slug: str, setting: Setting) -> dict[str, Any]:
+    from importlib import import_module
+
+    from vitalk.catalog import find
+
+    model, _ = import_module(f"{find(slug).package}.training").load_for_voice(setting.run(slug) / "model.safetensors")
+    out = setting.folder / f"{slug}-said" / "memory.wav"
+    command = [*VITALK, "speak", SPOKEN, "-o", str(out)]
+    command += ["--voice", str(setting.run(slug)), "--vocoder", str(setting.vocoder)]
+    return {"parameters": sum(p.numel() for p in model.parameters()), "peak_bytes": peak_memory(command)}
