@@ -13,14 +13,12 @@ from lightning import seed_everything
 from vitalk.errors import UserError
 from vitalk.experiments import Budget, budget, short_run
 from vitalk.measurement import Measurement, Verdict
-from vitalk.speech.align.durations import DurationCache, extract
-from vitalk.speech.align.training import AlignerTraining
 from vitalk.speech.audio import Audio
 from vitalk.speech.corpus import Clip
+from vitalk.speech.experiments import align, keep_durations
 from vitalk.speech.features import Speech, sound
 from vitalk.speech.mel import mel_spec
 from vitalk.speech.vocoder.griffin_lim import griffin_lim
-from vitalk.systems.fastspeech2.reproduce import align
 
 from .adaptation import Adaptation, Part, spoken_error, tuned
 from .training import AdaSpeechTraining
@@ -56,7 +54,7 @@ def measure(minutes: float, data: Path) -> Measurement:
         clips = int(min(190, max(12, 15 * minutes)))
         sources, new = corpora(data / "speech" / "kokoro_en", clips)
         time.tick("aligning")
-        keep_durations((sources, new), align(sources, 10 * minutes, time.tick), Path(folder))
+        keep_durations(align(sources, 10 * minutes, time.tick), folder, sources, new)
         models, steps = train(sources, time)
         start = Adaptation.of(models["full"])
         start.net.references[0] = own_reference(models["full"], new)
@@ -89,15 +87,6 @@ def corpora(path: Path, clips: int) -> tuple[Speech, Speech]:
 def first(clips: list[Clip], each: int) -> list[Clip]:
     """The first so many clips of each speaker."""
     return [clip for name in SOURCES for clip in [c for c in clips if c.speaker == name][:each]]
-
-
-def keep_durations(corpora: tuple[Speech, Speech], aligner: AlignerTraining, folder: Path) -> None:
-    """Give corpora the durations of an aligner, kept in a folder: nobody will have this aligner again."""
-    durations = DurationCache(folder)
-    for corpus in corpora:
-        for part in ("train", "test"):
-            extract(aligner, corpus.whole_dataloader(part), durations)
-        corpus.durations = durations
 
 
 def train(corpus: Speech, time: Budget) -> tuple[dict[str, AdaSpeechTraining], int]:

@@ -2,7 +2,7 @@
 that HiFiNet adds."""
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from vitalk.experiments import Budget, budget, short_run
 from vitalk.measurement import Measurement, Verdict
 from vitalk.speech.acoustic.fft_block import FFTStack, masked
-from vitalk.speech.align.durations import DurationCache, extract
-from vitalk.speech.align.training import AlignerTraining
+from vitalk.speech.experiments import align, keep_durations
 from vitalk.speech.features import LengthBatches, Speech, Utterances
 
 from .conformer import Conformer
@@ -76,12 +75,7 @@ def measure(minutes: float, data: Path) -> Measurement:
         corpus = Speech(str(data / "speech" / "kokoro_en"), mel="16k", held_out=0.1, **options)
         corpus.setup()
         time.tick("aligning")
-        aligner = align(corpus, 10 * minutes, time.tick)
-        # Of an aligner that nobody will have again: they are kept for as long as it.
-        durations = DurationCache(folder)
-        for part in ("train", "test"):
-            extract(aligner, corpus.whole_dataloader(part), durations)
-        corpus.durations = durations
+        keep_durations(align(corpus, 10 * minutes, time.tick), folder, corpus)
         shorten(corpus)
         time.tick("HiFiNet")
         bands = wideband(data, 12 * minutes, time.tick)
@@ -96,14 +90,6 @@ def shorten(corpus: Speech) -> None:
     kept = np.flatnonzero(corpus.frames["train"] <= most)
     corpus.train = [corpus.train[i] for i in kept]
     corpus.frames["train"] = corpus.frames["train"][kept]
-
-
-def align(corpus: Speech, seconds: float, tick: Callable[[], object]) -> AlignerTraining:
-    """An aligner trained on the corpus for so many seconds."""
-    seed_everything(0, verbose=False)
-    aligner = AlignerTraining(corpus.n_symbols, binarise_from=10**9, image_every=0, lr=3e-3, warmup_steps=20)
-    short_run(aligner, corpus, None, tick, seconds)
-    return aligner.eval()
 
 
 def ablate(corpus: Speech, time: Budget) -> tuple[list[Errors], int]:

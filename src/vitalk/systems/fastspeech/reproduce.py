@@ -13,8 +13,8 @@ from lightning import LightningModule, seed_everything
 
 from vitalk.experiments import Budget, budget, short_run
 from vitalk.measurement import Measurement, Verdict
-from vitalk.speech.align.training import AlignerTraining
 from vitalk.speech.audio import Audio
+from vitalk.speech.experiments import align
 from vitalk.speech.features import Speech
 from vitalk.speech.mel import mel_spec
 from vitalk.speech.pitch import f0
@@ -100,9 +100,7 @@ def prepare(options: dict[str, Any], folder: Path, clock: Budget) -> tuple[dict[
     corpus = Speech(**options, cache=str(folder / "features"))
     corpus.setup()
     whole = clock.tick("aligning")
-    seed_everything(0, verbose=False)
-    aligner = AlignerTraining(corpus.n_symbols, binarise_from=10**9, image_every=0, lr=3e-3, warmup_steps=20)
-    short_run(aligner, corpus, None, clock.tick, 0.12 * whole)
+    aligner = align(corpus, 0.12 * whole, clock.tick)
     clock.tick("the teacher")
     teacher = TransformerTTSTraining(
         corpus.n_symbols, variant="small", model_args=TEACHER, distance="l1", guided=2, weights={"guided": 5.0},
@@ -116,7 +114,7 @@ def prepare(options: dict[str, Any], folder: Path, clock: Budget) -> tuple[dict[
     corpora = {"taught": TaughtSpeech(**told), "real": TaughtSpeech(**told, mels="real")}
     for taught in corpora.values():
         taught.setup()
-    corpus.use(aligner.eval())
+    corpus.use(aligner)
     lessons = corpora["taught"].lessons
     rates = [lessons[corpus.cache.name(clip)].focus for clip in corpora["taught"].test]
     return {"aligned": corpus, **corpora}, statistics.mean(rates)

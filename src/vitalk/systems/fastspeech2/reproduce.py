@@ -1,7 +1,6 @@
 """FastSpeech 2's claim that pitch and energy as inputs ease the one-to-many mapping, measured on held-out mels."""
 
 import statistics
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,8 +12,7 @@ from torch import Tensor
 
 from vitalk.experiments import Budget, budget, short_run
 from vitalk.measurement import Measurement, Verdict
-from vitalk.speech.align.durations import DurationCache, extract
-from vitalk.speech.align.training import AlignerTraining
+from vitalk.speech.experiments import align, keep_durations, some
 from vitalk.speech.features import Speech
 from vitalk.speech.pitch import average_by_duration
 
@@ -58,22 +56,10 @@ def measure(minutes: float, data: Path) -> Measurement:
         corpus.setup()
         time.tick("aligning")
         aligner = align(corpus, 10 * minutes, time.tick)
-        # Of an aligner that nobody will have again: they are kept for as long as it.
-        durations = DurationCache(folder)
-        for part in ("train", "test"):
-            extract(aligner, corpus.whole_dataloader(part), durations)
-        corpus.durations = durations
+        keep_durations(aligner, folder, corpus)
         gaps, steps, predicted = ablate(corpus, time)
     data_used = f"{clips} utterances of one synthetic speaker (kokoro_en), {steps} steps of 4,000 frames"
     return report(gaps, data_used, predicted)
-
-
-def align(corpus: Speech, seconds: float, tick: Callable[[], object]) -> AlignerTraining:
-    """An aligner trained on the corpus for so many seconds."""
-    seed_everything(0, verbose=False)
-    aligner = AlignerTraining(corpus.n_symbols, binarise_from=10**9, image_every=0, lr=3e-3, warmup_steps=20)
-    short_run(aligner, corpus, None, tick, seconds)
-    return aligner.eval()
 
 
 def ablate(
@@ -112,14 +98,6 @@ def make(arm: str, corpus: Speech, steps: int) -> FastSpeech2Training:
     model.left_out = ARMS[arm]
     model.build(*corpus.spreads(100))
     return model
-
-
-def some(corpus: Speech, part: Literal["train", "test"], most: int = 8) -> Iterator[dict[str, Any]]:
-    """Batches of a part, so many at most, from the shortest utterances to the longest."""
-    loader = corpus.whole_dataloader(part)
-    batches = list(loader.batch_sampler)
-    for rows in batches[:: -(-len(batches) // most)]:
-        yield loader.collate_fn([loader.dataset[i] for i in rows])
 
 
 @torch.inference_mode()

@@ -3,7 +3,7 @@
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from vitalk.catalog import find
 from vitalk.experiments import Budget, budget, short_run
 from vitalk.measurement import Measurement, Verdict
-from vitalk.speech.align.durations import DurationCache, extract
-from vitalk.speech.align.training import AlignerTraining
+from vitalk.speech.experiments import align, keep_durations, some
 from vitalk.speech.features import Speech
 from vitalk.vision.cost import peak_memory
 
@@ -77,11 +76,7 @@ def measure(minutes: float, data: Path) -> Measurement:
         corpus = Speech(str(data / "speech" / "kokoro_en"), held_out=0.08, **options)
         corpus.setup()
         clock.tick("aligning")
-        durations = DurationCache(folder)  # of an aligner that nobody will have again
-        aligner = align(corpus, 10 * minutes, clock.tick)
-        for part in ("train", "test"):
-            extract(aligner, corpus.whole_dataloader(part), durations)
-        corpus.durations = durations
+        keep_durations(align(corpus, 10 * minutes, clock.tick), folder, corpus)
         rows, steps = ablate(corpus, clock)
     told = f"{clips} utterances of one synthetic speaker (kokoro_en), {steps} steps of 4,000 frames a stage"
     return report(sizes, rows, inverse_error(), told)
@@ -152,14 +147,6 @@ def inverse_error() -> dict[str, float]:
 # What it learns
 
 
-def align(corpus: Speech, seconds: float, tick: Callable[[], object]) -> AlignerTraining:
-    """An aligner trained on the corpus for so many seconds."""
-    seed_everything(0, verbose=False)
-    aligner = AlignerTraining(corpus.n_symbols, binarise_from=10**9, image_every=0, lr=3e-3, warmup_steps=20)
-    short_run(aligner, corpus, None, tick, seconds)
-    return aligner.eval()
-
-
 def ablate(corpus: Speech, clock: Budget) -> tuple[list[Row], int]:
     """(a row a seed, the steps of each training). Another seed begins only where there is time for all of it."""
     seed_everything(0, verbose=False)
@@ -185,7 +172,7 @@ def row(corpus: Speech, steps: int, seed: int, tick: Callable[[], object]) -> Ro
         module = make(name, corpus, steps, "post")
         for part in ("linguistic", "generator"):
             getattr(module.net, part).load_state_dict(getattr(flow.net, part).state_dict())
-        module.fit_norms(next(iter(some(corpus, 1))))
+        module.fit_norms(next(iter(some(corpus, most=1))))
         posts.append(train(module, corpus, steps, seed, tick))
     losses = [held_out(module, corpus) for module in (flow, plain, *posts)]
     return Row(*losses, **spectra(posts[0], corpus))
@@ -209,14 +196,6 @@ def train(
     seed_everything(seed, verbose=False)
     short_run(module.train(), corpus, steps, tick)
     return module.eval()
-
-
-def some(corpus: Speech, most: int = 8) -> Iterator[dict[str, Any]]:
-    """Held-out batches, so many at most, from the shortest utterances to the longest."""
-    loader = corpus.whole_dataloader("test")
-    batches = list(loader.batch_sampler)
-    for rows in batches[:: -(-len(batches) // most)]:
-        yield loader.collate_fn([loader.dataset[i] for i in rows])
 
 
 @torch.inference_mode()

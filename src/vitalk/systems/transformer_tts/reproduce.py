@@ -2,9 +2,9 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vitalk.experiments import Budget, budget, short_run
 from vitalk.measurement import Measurement, Verdict
+from vitalk.speech.experiments import some
 from vitalk.speech.features import Speech
 
 from .baseline import Tacotron
@@ -119,14 +120,6 @@ def make(arm: str, corpus: Speech, steps: int) -> TransformerTTSTraining:
     )  # fmt: skip
     model.build(*corpus.spreads(100))
     return model
-
-
-def some(corpus: Speech, part: Literal["train", "test"], most: int = 8) -> Iterator[dict[str, Any]]:
-    """Batches of a part, so many at most, from the shortest utterances to the longest."""
-    loader = corpus.whole_dataloader(part)
-    batches = list(loader.batch_sampler)
-    for rows in batches[:: -(-len(batches) // most)]:
-        yield loader.collate_fn([loader.dataset[i] for i in rows])
 
 
 @torch.inference_mode()

@@ -1,0 +1,38 @@
+"""Short experiments on speech: what the reproductions of claims about acoustic models share."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning import seed_everything
+
+from vitalk.experiments import short_run
+
+from .align.durations import DurationCache, extract
+from .align.training import AlignerTraining
+from .features import Speech
+
+
+def align(corpus: Speech, seconds: float, tick: Callable[[], object] = lambda: None) -> AlignerTraining:
+    """An aligner trained on the corpus for so many seconds; tick: called after every step."""
+    seed_everything(0, verbose=False)
+    aligner = AlignerTraining(corpus.n_symbols, binarise_from=10**9, image_every=0, lr=3e-3, warmup_steps=20)
+    short_run(aligner, corpus, None, tick, seconds)
+    return aligner.eval()
+
+
+def keep_durations(aligner: AlignerTraining, folder: str | Path, *corpora: Speech) -> None:
+    """Give corpora the durations of an aligner that nobody will have again: they are kept as long as ``folder`` is."""
+    durations = DurationCache(folder)
+    for corpus in corpora:
+        for part in ("train", "test"):
+            extract(aligner, corpus.whole_dataloader(part), durations)
+        corpus.durations = durations
+
+
+def some(corpus: Speech, part: Literal["train", "test"] = "test", most: int = 8) -> Iterator[dict[str, Any]]:
+    """Batches of a part, so many at most, from the shortest utterances to the longest."""
+    loader = corpus.whole_dataloader(part)
+    batches = list(loader.batch_sampler)
+    for rows in batches[:: -(-len(batches) // most)]:
+        yield loader.collate_fn([loader.dataset[i] for i in rows])
