@@ -1,0 +1,49 @@
+import pytest
+import yaml
+
+from vitalk.benchmarks.acoustic import PLANS, Setting, compare, recipe
+from vitalk.errors import UserError
+from vitalk.recipes import load_recipe
+
+
+@pytest.fixture
+def setting(tmp_path):
+    return Setting(tmp_path / "corpus", "s0", tmp_path / "aligner", tmp_path / "vocoder", 1.0, tmp_path / "runs")
+
+
+@pytest.mark.parametrize("slug", PLANS)
+def test_every_plan_is_a_recipe_with_the_same_data_and_so_many_steps(slug, setting):
+    for stage, preset in enumerate(PLANS[slug].presets):
+        config = recipe(slug, stage, 200, setting)
+        asked, arguments = config["data"]["init_args"], config["model"]["init_args"]
+        assert config["trainer"]["max_steps"] == 200
+        assert (asked["path"], asked["speakers"], asked["mel"]) == (str(setting.corpus), ["s0"], "vitalk")
+        assert asked.get("aligner") == (str(setting.aligner) if PLANS[slug].aligned else None)
+        assert 1 <= arguments["warmup_steps"] <= 20
+        for name, share in PLANS[slug].starts:
+            assert arguments.get(name, share * 200) == share * 200
+        for callback in config["trainer"].get("callbacks", []):
+            assert callback["init_args"]["decay"] == pytest.approx(0.9)
+        _, own = load_recipe(slug, preset)
+        assert own["model"]["class_path"] == config["model"]["class_path"]
+        yaml.safe_dump(config)
+
+
+def test_a_second_stage_starts_where_the_first_ended(setting):
+    start = recipe("portaspeech", 1, 100, setting)["model"]["init_args"]["start"]
+    assert start == str(setting.folder / "portaspeech-cpu" / "model.safetensors")
+
+
+def test_what_is_missing_is_told_before_anything_is_trained(setting):
+    with pytest.raises(UserError, match="there is no aligner at"):
+        compare(setting, ["fastspeech2"], 2)
+    assert not setting.folder.exists()
+
+
+def test_the_verb_refuses_unknown_systems():
+    from typer.testing import CliRunner
+
+    from vitalk.cli import app
+
+    done = CliRunner().invoke(app, ["bench", "acoustic", "--only", "evit"])
+    assert isinstance(done.exception, UserError) and "--only evit is not known" in str(done.exception)
