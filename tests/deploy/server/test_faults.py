@@ -33,6 +33,13 @@ def test_truncated_uploads_are_given_up(served, client):
     assert client.get("/healthz").status_code == 200
 
 
+def test_uploads_are_refused_by_their_length_before_they_come(served):
+    head = b"POST /v1/vision/classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    with connection(served[1]) as made:
+        made.sendall(head + b"Content-Length: 1000000000\r\n\r\n")
+        assert reply(made).startswith(b"HTTP/1.1 413")
+
+
 def test_more_than_may_wait_are_told_to_come_again(served, client):
     service, _ = served
     text = "This is a sentence that takes a while. " * 40

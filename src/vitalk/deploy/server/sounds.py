@@ -1,5 +1,6 @@
 """Sound as it leaves the server: encoded part by part, in the formats of the OpenAI audio API."""
 
+import io
 from typing import Literal, get_args
 
 import numpy as np
@@ -16,6 +17,9 @@ CODECS: dict[str, tuple[str, str, int | None]] = {
     "mp3": ("mp3", "libmp3lame", 96_000), "opus": ("ogg", "libopus", 48_000), "aac": ("adts", "aac", 96_000),
     "flac": ("flac", "flac", None), "wav": ("wav", "pcm_s16le", None),
 }  # fmt: skip
+
+
+PAGE = {"page_duration": "100000"}  # microseconds of Ogg; its own second would hold back short sentences
 
 
 class _Sink:
@@ -37,14 +41,15 @@ class _Sink:
 class Encoder:
     """Turns sounds of one rate, as they come, into the bytes of one file.
 
-    kind: of ``KINDS``; pcm is 16 bit, mono, little-endian at 24 kHz. rate: of the sounds, Hz.
+    kind: of ``KINDS``; pcm is 16 bit, mono, little-endian at 24 kHz; flac comes whole at the end, since many readers
+    cannot do without the length in its header. rate: of the sounds, Hz.
 
     >>> encoder = Encoder("mp3", 24_000)
     >>> body = encoder.feed(audio) + encoder.close()
     """
 
     def __init__(self, kind: Kind, rate: int):
-        self.kind, self.sink = kind, _Sink()
+        self.kind, self.sink = kind, io.BytesIO() if kind == "flac" else _Sink()
         if kind == "pcm":
             import soxr
 
@@ -54,7 +59,7 @@ class Encoder:
 
         form, codec, bits = CODECS[kind]
         own = next((r for r in OPUS_RATES if r >= rate), OPUS_RATES[-1]) if kind == "opus" else rate
-        self.container = av.open(self.sink, "w", format=form)
+        self.container = av.open(self.sink, "w", format=form, options=PAGE if kind == "opus" else {})
         self.stream = self.container.add_stream(codec, rate=own, layout="mono")
         if bits is not None:
             self.stream.bit_rate = bits
@@ -71,7 +76,7 @@ class Encoder:
             frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
             frame.sample_rate = audio.rate
             self._encode(self.samples.resample(frame))
-        return self.sink.take()
+        return b"" if self.kind == "flac" else self.sink.take()
 
     def close(self) -> bytes:
         """The bytes that remain; the encoder is used up."""
@@ -79,7 +84,7 @@ class Encoder:
             return self._pcm(np.zeros(0, np.float32), last=True)
         self._encode([*self.samples.resample(None), None])
         self.container.close()
-        return self.sink.take()
+        return self.sink.getvalue() if self.kind == "flac" else self.sink.take()
 
     def _encode(self, frames: list) -> None:
         for frame in frames:
