@@ -90,6 +90,9 @@ TABLES = {
     "bench-backbones": lambda: record_table("bench_backbones", "vitalk bench backbones"),
     "bench-reduce": lambda: record_table("bench_reduce", "vitalk bench reduce"),
     "bench-quant": lambda: record_table("bench_quant", "vitalk bench quant"),
+    "bench-quant-hybrid": lambda: record_table(
+        "bench_quant_hybrid", "vitalk bench quant --model runs/q-hyvit-cpu/model.safetensors -o bench_quant_hybrid.json"
+    ),
     "bench-acoustic": lambda: record_table("bench_acoustic", "vitalk bench acoustic"),
     "bench-serve": lambda: record_table("bench_serve", "vitalk bench serve"),
     "bench-speech": lambda: record_table("bench_speech", "vitalk bench speech"),

@@ -114,6 +114,10 @@ def test_convolutions_that_overlap_stay_convolutions(tmp_path):
     model = quantized(nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.GELU(), nn.Flatten(2), nn.Linear(16, 5)), images)
     out, operators = run(fold_weights(exported(model, images)), images, tmp_path)
     assert operators["Conv"] + operators["FusedConv"] == 1 and operators["MatMulIntegerToFloat"] == 1
+    # The weight is stored in codes, and is a float weight once the file is loaded.
+    assert operators["DequantizeLinear"] <= 1 and not operators["Cast"] and not operators["Mul"]
+    stored = [tensor for tensor in fold_weights(exported(model, images)).graph.initializer if len(tensor.dims) == 4]
+    assert {tensor.data_type for tensor in stored if np.prod(tensor.dims) == 6 * 3 * 3 * 3} == {onnx.TensorProto.INT8}
     np.testing.assert_allclose(out, model(images).numpy(), atol=1e-4)
 
 

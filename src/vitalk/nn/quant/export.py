@@ -79,9 +79,10 @@ TRANSLATIONS: dict[Callable, Callable] = {torch.ops.vitalk.quantize_dequantize.d
 def fold_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """The graph with quantized weights stored as 8-bit codes, a quarter of the file, and ready to be fused.
 
-    Weights of linear layers are laid out [in, out] in front of a MatMul and an Add, and equal quantizers of
-    one activation become one. Weights that meet activations in float are stored in float. What the graph computes stays
-    the same.
+    Weights of linear layers are laid out [in, out] in front of a MatMul and an Add, and equal quantizers of one
+    activation become one. Weights that are multiplied in float, those of convolutions and those that meet activations
+    in float, become codes times scales, which runtimes work out once, when they load the file. What the graph computes
+    stays the same.
     """
     work = ir.from_proto(model)
     for node in list(work.graph):
@@ -94,7 +95,7 @@ def fold_weights(model: onnx.ModelProto) -> onnx.ModelProto:
         if node.op_type == "Transpose" and _perm(node) == [1, 0]:
             _transpose_codes(work.graph, node)
     for node in list(work.graph):
-        if node.op_type == "MatMul":
+        if node.op_type == "Conv" or (node.op_type == "MatMul" and not _dequantized(node.inputs[0])):
             _in_float(work.graph, node)
     passes.DeduplicateInitializersPass()(work)
     passes.CommonSubexpressionEliminationPass()(work)
@@ -186,18 +187,33 @@ def _transpose_codes(graph: ir.Graph, transpose: ir.Node) -> None:
     ir.convenience.replace_all_uses_with(out, turned.outputs[0])
 
 
+def _dequantized(value: ir.Value) -> bool:
+    node = value.producer()
+    while node is not None and node.op_type in ("Reshape", "Transpose"):
+        node = node.inputs[0].producer()
+    return node is not None and node.op_type == "DequantizeLinear"
+
+
 def _in_float(graph: ir.Graph, product: ir.Node) -> None:
-    """Store a weight that meets float activations in float: with codes, runtimes round such activations to 8 bits."""
-    left, right = (value.producer() for value in product.inputs)
-    while left is not None and left.op_type in ("Reshape", "Transpose"):
-        left = left.inputs[0].producer()
-    if left is not None and left.op_type == "DequantizeLinear":
+    """Write the weight of a product in float as arithmetic of its codes, which is worked out when a file is loaded.
+
+    Behind a DequantizeLinear runtimes would do it anew for every picture, or round the activations to 8 bits.
+    """
+    source = product.inputs[1].producer()
+    if source is None or source.op_type != "DequantizeLinear" or (codes := _array(source.inputs[0])) is None:
         return
-    if right is None or right.op_type != "DequantizeLinear" or (codes := _array(right.inputs[0])) is None:
-        return
-    scale, zero_point = _array(right.inputs[1]), _array(right.inputs[2])
+    scale, zero_point = _array(source.inputs[1]), _array(source.inputs[2])
     shape = [1] * codes.ndim
     if scale.ndim:
-        shape[right.attributes["axis"].as_int()] = -1
-    weight = (codes.astype(scale.dtype) - zero_point.reshape(shape).astype(scale.dtype)) * scale.reshape(shape)
-    product.replace_input_with(1, _initializer(graph, f"{product.outputs[0].name}.weight", weight))
+        shape[source.attributes["axis"].as_int()] = -1
+    name = f"{product.outputs[0].name}.weight"
+    nodes = [ir.node("Cast", [_initializer(graph, f"{name}.codes", codes)], {"to": ir.DataType.FLOAT})]
+    if zero_point.any():
+        shift = _initializer(graph, f"{name}.zero", zero_point.astype(np.float32).reshape(shape))
+        nodes.append(ir.node("Sub", [nodes[-1].outputs[0], shift]))
+    factor = _initializer(graph, f"{name}.scale", scale.astype(np.float32).reshape(shape))
+    nodes.append(ir.node("Mul", [nodes[-1].outputs[0], factor]))
+    for i, node in enumerate(nodes):
+        node.outputs[0].name = f"{name}.{i}"
+    graph.insert_before(product, nodes)
+    product.replace_input_with(1, nodes[-1].outputs[0])
