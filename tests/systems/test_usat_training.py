@@ -10,7 +10,7 @@ import torch
 import yaml
 from lightning import seed_everything
 
-from tests.systems.test_usat import TINY, WAVE
+from tests.systems.test_usat import TINY, WAVE, moved
 from vitalk.cli.adapt import adapt as verb
 from vitalk.errors import UserError
 from vitalk.experiments import quiet, short_run
@@ -85,6 +85,7 @@ def source(corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     torch.manual_seed(0)
     module = training(corpus)
+    moved(module.net)  # a fresh flow is nothing, whoever speaks
     module.save_weights(tmp_path / "run" / "model.safetensors", corpus)
     return tmp_path / "run", module
 
@@ -158,13 +159,13 @@ def test_waves_are_those_of_the_features(corpus):
 
 def test_the_losses_fall_and_nobody_s_vector_collapses(corpus):
     seed_everything(0, verbose=False)
-    module, batch = training(corpus), first(corpus)
+    module, batch = training(corpus, lr=1e-2), first(corpus)
     before = module.eval().losses(batch)
     assert set(before) == {"mel", "kl", "duration", "words", "phonemes", "timbre"}
     with quiet():
         short_run(module.train(), corpus, 40)
     after = module.eval().losses(batch)
-    assert after["mel"] < 0.7 * before["mel"] and after["duration"] < before["duration"]
+    assert after["mel"] < 0.7 * before["mel"] and after["kl"] < 0.7 * before["kl"]
     assert module.heed == 1.0 and all(value.isfinite() for value in after.values())
     found = module.net.listen(linear(batch["wave"], module.net.spec))
     assert found.std(0).mean() > 1e-3
@@ -307,25 +308,24 @@ def test_models_of_waves_speak_themselves(corpus, tmp_path, monkeypatch):
         trained_voice(tmp_path / "run", vocoder)
 
 
-@torch.inference_mode()
 def test_exports_and_says_the_same(source, tmp_path):
     import onnxruntime as ort
 
     model, _ = load_for_voice(source[0] / "model.safetensors")
     model.eval()
     example = (torch.randint(3, 60, (1, 9)), torch.tensor([1]), *(torch.ones(1) for _ in range(3)))
-    with torch.inference_mode(False):
-        torch.onnx.export(
-            model, example, dynamo=True, opset_version=20, verbose=False,
-            dynamic_shapes=({1: torch.export.Dim("text", min=2, max=4096)}, None, None, None, None),
-            input_names=["ids", "speaker", "speed", "pitch", "energy"], output_names=["mel", "durations"],
-        ).save(tmp_path / "voice.onnx")  # fmt: skip
+    torch.onnx.export(
+        model, example, dynamo=True, opset_version=20, verbose=False,
+        dynamic_shapes=({1: torch.export.Dim("text", min=2, max=4096)}, None, None, None, None),
+        input_names=["ids", "speaker", "speed", "pitch", "energy"], output_names=["mel", "durations"],
+    ).save(tmp_path / "voice.onnx")  # fmt: skip
     session = ort.InferenceSession(tmp_path / "voice.onnx")
     names = [node.name for node in session.get_inputs()]
     for length, speaker, speed, energy in ((9, 0, 1.0, 1.0), (40, 1, 0.7, 1.3)):
         fed = [torch.randint(3, 60, (1, length)), torch.tensor([speaker])]
         fed += [torch.tensor([factor]) for factor in (speed, 1.0, energy)]
-        wanted = model(*fed)
+        with torch.inference_mode():
+            wanted = model(*fed)
         told = dict(zip(("ids", "speaker", "speed", "pitch", "energy"), fed, strict=True))
         mel, durations = session.run(None, {name: told[name].numpy() for name in names})
         assert np.array_equal(durations, wanted[1].numpy())

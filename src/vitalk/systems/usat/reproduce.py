@@ -42,8 +42,8 @@ SECONDS, TESTED, HEARD, SEEDS, PILOT = 60, 40, 4, 2, 4
 CLOSE = 0.9  # of what full tuning gains: the paper's adapters "reach" it
 PUBLISHED = (
     "without D_t the share of accepted speakers falls from 80.1 to 76.2 %, without D_p to 71.0 %; with the memory L_kl "
-    "is larger and L_re smaller; adapters of 0.64 M of 36.4 M weights reach tuning everything (SMCS 0.833 against 0.795), "
-    'and keep the word "hundred" that transcripts omit, which full tuning destroys'
+    "is larger and L_re smaller; adapters of 0.64 M weights reach tuning all 36.4 M (SMCS 0.833 "
+    'against 0.795), and keep the word "hundred" that transcripts omit, which full tuning destroys'
 )
 
 
