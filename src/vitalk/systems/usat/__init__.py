@@ -1,6 +1,6 @@
 """USAT: one model that speaks as anybody, from a recording at once or from a minute of speech by small adapters.
 
-Wang, Yang, Zhang and others, "USAT: A Universal Speaker-Adaptive Text-to-Speech Approach", arXiv 2404.18094.
+Wang, Song, Jha, "USAT: A Universal Speaker-Adaptive Text-to-Speech Approach", IEEE/ACM TASLP 2024, arXiv 2404.18094.
 
 VITS rebuilt so that what is said and who says it come apart. A VAE with a learned memory turns linear spectra into
 latents z, which hold both, and back into sound. An invertible flow that is told a speaker's vector maps z to content
