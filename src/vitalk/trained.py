@@ -32,9 +32,7 @@ def trained_voice(run: str | Path, vocoder: str | Path | None = None, device: st
     Raises UserError for folders without an acoustic model and for vocoders that do not fit.
     """
     from vitalk.speech.acoustic.training import read_trained
-    from vitalk.speech.mel import mel_spec
-    from vitalk.speech.speaking import Chained, GriffinLim, torch_voice
-    from vitalk.speech.vocoder.generators import load_vocoder, output_rate
+    from vitalk.speech.speaking import Chained, torch_voice, vocoder_for
 
     path, vocoder = _model(run), None if vocoder is None else _model(vocoder)
     slug = slug_of(path)
@@ -43,14 +41,11 @@ def trained_voice(run: str | Path, vocoder: str | Path | None = None, device: st
     package = find(slug).package
     if read_trained(path)[0]["format"] != f"vitalk {slug}":  # FastSpeech 2s, which makes waveforms itself
         return import_module(f"{package}.speaking").trained_voice(path, vocoder, device)
+    own = getattr(import_module(package), "trained_voice", None)
+    if own is not None:  # a system whose voices do more than others, such as hearing references
+        return own(path, vocoder, device)
     acoustic, about = import_module(f"{package}.training").load_for_voice(path)
-    spec = mel_spec(about["mel"])
-    generator, rate = GriffinLim(spec), spec.rate
-    if vocoder is not None:
-        generator, mel = load_vocoder(vocoder)
-        if mel != about["mel"]:
-            raise UserError(f"{vocoder} hears mels of preset {mel}, {path} makes {about['mel']}; train one to match")
-        rate = output_rate(generator, spec)
+    generator, rate = vocoder_for(about["mel"], vocoder, path)
     return torch_voice(Chained(acoustic, generator), about, path.parent.name or "trained", device, rate)
 
 

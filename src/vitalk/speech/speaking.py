@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vitalk.errors import UserError
 
 from .mel import MelSpec, mel_spec
 from .vocoder.griffin_lim import griffin_lim
@@ -93,3 +96,20 @@ class GriffinLim(nn.Module):
     def forward(self, mel: Tensor) -> Tensor:
         """mel: [1, mels, frames]."""
         return griffin_lim(mel, self.spec)
+
+
+def vocoder_for(mel: str, vocoder: str | Path | None, model: str | Path) -> tuple[nn.Module, int]:
+    """(what makes waveforms of a model's log-mels, their rate in Hz).
+
+    mel: preset of the model's mels. vocoder: model.safetensors of one trained on it, None for Griffin-Lim. model: its
+    name in the sentence that refuses a vocoder of another preset.
+    """
+    from .vocoder.generators import load_vocoder, output_rate
+
+    spec = mel_spec(mel)
+    if vocoder is None:
+        return GriffinLim(spec), spec.rate
+    generator, heard = load_vocoder(vocoder)
+    if heard != mel:
+        raise UserError(f"{vocoder} hears mels of preset {heard}, {model} makes {mel}; train one to match")
+    return generator, output_rate(generator, spec)

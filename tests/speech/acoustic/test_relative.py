@@ -71,3 +71,11 @@ def test_refuses_sizes_without_a_middle():
         ConvPrenet(8, kernel=4)
     with pytest.raises(UserError, match="odd"):
         RelativeStack(1, 8, 2, 8, (4, 1))
+
+
+def test_dropout_between_the_convolutions_is_for_training_only():
+    torch.manual_seed(0)
+    stack = RelativeStack(1, 8, 2, 16, (3, 3), prenet=False, inner_dropout=0.5)
+    x = torch.randn(1, 5, 8)
+    assert not torch.equal(stack(x), stack(x))
+    assert torch.equal(stack.eval()(x), stack(x))

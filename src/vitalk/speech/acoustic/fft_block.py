@@ -73,19 +73,20 @@ class SelfAttention(nn.Module):
 class ConvFeedForward(nn.Module):
     """Two convolutions over time with a ReLU between: x [batch, time, dim] -> the same shape.
 
-    What the first spills into the padding is removed where the second would read it.
+    What the first spills into the padding is removed where the second would read it. dropout: between the two.
     """
 
-    def __init__(self, dim: int, hidden: int, kernels: tuple[int, int]):
+    def __init__(self, dim: int, hidden: int, kernels: tuple[int, int], dropout: float = 0.0):
         super().__init__()
         if any(kernel % 2 == 0 for kernel in kernels):
             raise UserError(f"kernels of {kernels[0]} and {kernels[1]} frames have no centre; choose odd ones")
         self.conv1 = nn.Conv1d(dim, hidden, kernels[0], padding=kernels[0] // 2)
         self.conv2 = nn.Conv1d(hidden, dim, kernels[1], padding=kernels[1] // 2)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """mask [batch, time]; x is expected to be zero outside."""
-        x = self.conv1(x.transpose(1, 2)).relu()
+        x = self.dropout(self.conv1(x.transpose(1, 2)).relu())
         if mask is not None and self.conv2.kernel_size[0] > 1:
             x = x.masked_fill(~mask[:, None], 0.0)
         return self.conv2(x).transpose(1, 2)

@@ -68,11 +68,11 @@ class RelativeBlock(nn.Module):
 
     def __init__(
         self, dim: int, heads: int, hidden: int, kernels: tuple[int, int], window: int, dropout: float, norm: Norm,
-        pre_norm: bool,
+        pre_norm: bool, inner_dropout: float = 0.0,
     ):  # fmt: skip
         super().__init__()
         self.attn, self.norm1 = RelativeAttention(dim, heads, window, dropout), norm(dim)
-        self.ffn, self.norm2 = ConvFeedForward(dim, hidden, kernels), norm(dim)
+        self.ffn, self.norm2 = ConvFeedForward(dim, hidden, kernels, inner_dropout), norm(dim)
         self.dropout, self.pre_norm = nn.Dropout(dropout), pre_norm
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -113,7 +113,7 @@ class RelativeStack(nn.Module):
 
     heads, window: of the attention. hidden, kernels: of the two convolutions. dropout: of both branches and of the
     map. norm: makes the normalisation for a width. pre_norm: see ``RelativeBlock``; one more norm then stands last.
-    prenet: three convolutions first, as in Glow-TTS.
+    prenet: three convolutions first, as in Glow-TTS. inner_dropout: between the two convolutions, as in VITS.
     """
 
     def __init__(
@@ -128,11 +128,13 @@ class RelativeStack(nn.Module):
         norm: Norm = nn.LayerNorm,
         pre_norm: bool = False,
         prenet: bool = True,
+        inner_dropout: float = 0.0,
     ):
         super().__init__()
         self.prenet = ConvPrenet(dim, dropout=dropout, norm=norm) if prenet else None
         self.blocks = nn.ModuleList(
-            RelativeBlock(dim, heads, hidden, kernels, window, dropout, norm, pre_norm) for _ in range(depth)
+            RelativeBlock(dim, heads, hidden, kernels, window, dropout, norm, pre_norm, inner_dropout)
+            for _ in range(depth)
         )
         self.norm = norm(dim) if pre_norm else None
 

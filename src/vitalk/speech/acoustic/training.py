@@ -1,5 +1,6 @@
 """Training acoustic models with Lightning, on the batches of ``vitalk.speech.features.Speech``."""
 
+import hashlib
 import json
 import math
 from abc import abstractmethod
@@ -152,3 +153,12 @@ def read_trained(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             return file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise UserError(f"{path} cannot be read ({error}); train again") from None
+
+
+def fingerprint(net: nn.Module) -> str:
+    """What tells a network from others: a hash of its weights and buffers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(net.state_dict().items()):
+        digest.update(json.dumps([name, list(value.shape)]).encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]

@@ -1,7 +1,5 @@
 """Voices apart from the model: what is stored of one, and all of them folded into tables."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -11,18 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from vitalk.errors import UserError
-from vitalk.speech.acoustic.training import read_trained
+from vitalk.speech.acoustic.training import fingerprint, read_trained
 from vitalk.speech.audio import Audio
-from vitalk.speech.features import LEVEL
 from vitalk.speech.mel import MelSpec, log_mel
-from vitalk.speech.pitch import f0
+from vitalk.speech.reference import speaker_reference
 
 from .conditional import FoldedLayerNorm, norms
 from .model import AdaSpeech
 
 FORMAT = "vitalk adaspeech voice"
-SHORTEST = 1.0  # seconds of speech in a reference
-VOICED = 0.25  # share of a reference's frames that must have a pitch
 
 
 @dataclass(frozen=True)
@@ -73,15 +68,6 @@ class Adapter:
         return cls(Path(path).stem, state["speaker"], state["reference"], affine, meta.get("model", ""))
 
 
-def fingerprint(net: AdaSpeech) -> str:
-    """What tells a network from others: a hash of its weights, its voices included."""
-    digest = hashlib.sha256()
-    for name, value in sorted(net.state_dict().items()):
-        digest.update(json.dumps([name, list(value.shape)]).encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:32]
-
-
 @torch.no_grad()
 def fold(net: AdaSpeech, adapters: Sequence[Adapter] = ()) -> AdaSpeech:
     """A copy for inference whose voices are tables: those of the network, then the adapters, in their order.
@@ -122,12 +108,4 @@ def reference_mel(audio: Audio, spec: MelSpec) -> Tensor:
 
     Raises UserError where there is less than a second of speech, or sound without a voice.
     """
-    audio = audio.resampled(spec.rate).trimmed().levelled(LEVEL)
-    if audio.rms() < -60:
-        raise UserError("the reference is silent; give a recording of the voice, best 3 to 10 seconds")
-    if audio.seconds < SHORTEST:
-        raise UserError(f"the reference has {audio.seconds:.2f} s of sound; give {SHORTEST:g} s or more, best 3 to 10")
-    share = (f0(audio, spec.hop, spec.center, 60.0, 600.0) > 0).mean()
-    if share < VOICED:
-        raise UserError(f"only {share:.0%} of the reference has a pitch, so it is no speech; give a clean recording")
-    return log_mel(torch.from_numpy(audio.samples)[None], spec)[0]
+    return log_mel(torch.from_numpy(speaker_reference(audio, spec).samples)[None], spec)[0]

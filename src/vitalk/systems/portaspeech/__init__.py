@@ -23,7 +23,7 @@ post-net do not share, make the difference, as in the release, whose checkpoints
 ``fold`` the weight norm is gone and the inverses are kept; the model then exports as one ONNX graph.
 
 Speech differs from call to call as torch's generator does; ``draw`` takes noise from elsewhere. Voices read theirs from
-a fixed table (``generator.Noise``), so that a text always sounds the same, exported or not. Tempo and loudness can be
+a fixed table (``Noise``), so that a text always sounds the same, exported or not. Tempo and loudness can be
 told, pitch cannot.
 
 Ours, where the paper is silent: words are what stands between spaces and punctuation, and what stands there is a word
@@ -34,8 +34,10 @@ frames; each item's log-determinant is divided by its own length; activation nor
 number of training steps, 320,000, and the digits of the paper's ablations are unconfirmed.)
 """
 
+from vitalk.speech.acoustic.noise import Noise
+
 from .checkpoint import from_natspeech
-from .generator import Generator, Noise, Variational
+from .generator import Generator, Variational
 from .linguistic import BLOCK, Linguistic, Reading, word_index
 from .model import Output, PortaSpeech, PostNet
 from .variants import portaspeech, portaspeech_small

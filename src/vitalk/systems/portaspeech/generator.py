@@ -1,16 +1,13 @@
 """The variational generator: a small latent sequence with a flow as its prior (arXiv 2109.15166, section 3.2)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from vitalk.speech.acoustic.flows import MeanFlow, wavenet
+from vitalk.speech.acoustic.noise import Draw
 
 from .linguistic import BLOCK
-
-Draw = Callable[[tuple[int, int, int]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -94,26 +91,3 @@ class Generator(nn.Module):
 
 def _small(mask: Tensor | None) -> Tensor | None:
     return None if mask is None else mask[:, ::BLOCK]
-
-
-class Noise(nn.Module):
-    """Normal noise that is always the same: a table of draws, read as far as it goes and again from its beginning.
-
-    Voices speak with it, so that a text sounds the same every time and an exported graph says what torch says; a
-    random node in the graph would have its own generator, and no seed that torch shares. The table's length is a
-    prime number, so that its rounds fall on other channels each time.
-    """
-
-    LENGTH = 65_521
-
-    def __init__(self, seed: int = 0):
-        super().__init__()
-        table = torch.randn(self.LENGTH, generator=torch.Generator().manual_seed(seed)).half().float()
-        self.register_buffer("table", table, persistent=False)
-
-    def forward(self, shape: tuple[int, int, int]) -> Tensor:
-        """shape: [1, channels, frames]."""
-        _, channels, frames = shape
-        place = torch.arange(frames, device=self.table.device) * channels
-        row = torch.arange(channels, device=self.table.device)[:, None]
-        return self.table[(row + place) % self.LENGTH][None]

@@ -10,9 +10,10 @@ from vitalk.errors import UserError
 from vitalk.speech.acoustic.fft_block import masked_mean
 from vitalk.speech.acoustic.flows import Glow
 from vitalk.speech.acoustic.gated import fold
+from vitalk.speech.acoustic.noise import Draw
 from vitalk.speech.acoustic.ssim import ssim
 
-from .generator import Draw, Generator, Variational
+from .generator import Generator, Variational
 from .linguistic import Factor, Linguistic, Reading
 
 LOG_2PI = 1.8378770664093453

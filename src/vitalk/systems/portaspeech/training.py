@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from vitalk.errors import UserError
+from vitalk.speech.acoustic.noise import Noise
 from vitalk.speech.acoustic.training import AcousticTraining, load_module
 from vitalk.speech.acoustic.variance import Spread
 from vitalk.speech.mel import mel_spec
 
-from .generator import Noise
 from .linguistic import BLOCK, Reading
 from .model import PortaSpeech, fitted
 from .variants import VARIANTS
