@@ -77,10 +77,17 @@ def results_dir() -> Path:
 
 def find(slug: str) -> Measurement | None:
     """The measurement of a system: the user's own, else the one that ships with the package, else None."""
-    for folder in (results_dir(), Path(__file__).parent / "results"):
-        if (path := folder / f"{slug}.json").is_file():
-            return Measurement.load(path)
-    return None
+    return None if (path := _kept(slug)) is None else Measurement.load(path)
+
+
+def find_record(name: str) -> dict[str, Any] | None:
+    """What a bench wrote under this name: the user's own, else the one that ships with the package, else None."""
+    return None if (path := _kept(name)) is None else json.loads(path.read_text(encoding="utf-8"))
+
+
+def _kept(name: str) -> Path | None:
+    folders = (results_dir(), Path(__file__).parent / "results")
+    return next((path for folder in folders if (path := folder / f"{name}.json").is_file()), None)
 
 
 def machine() -> str:

@@ -3,7 +3,6 @@
 A table stands between ``<!-- vitalk:NAME -->`` and ``<!-- /vitalk -->``; what is between them is replaced.
 """
 
-import json
 import re
 from itertools import groupby
 from typing import Any
@@ -57,10 +56,8 @@ def reproduction_table() -> str:
 
 def record_table(name: str, command: str) -> str:
     """The table of ``results/<name>.json``, which ``command`` writes."""
-    path = measurement.results_dir() / f"{name}.json"
-    if not path.is_file():
-        return f"Not measured yet: `{command}`."
-    return table({"command": command} | json.loads(path.read_text(encoding="utf-8")))
+    record = measurement.find_record(name)
+    return f"Not measured yet: `{command}`." if record is None else table({"command": command} | record)
 
 
 def table(record: dict[str, Any]) -> str:

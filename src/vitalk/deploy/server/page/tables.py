@@ -1,15 +1,12 @@
 """The tab of measurements: the project's tables, and this server measured now."""
 
-import json
 from contextlib import aclosing
 from html import escape
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 
 import gradio as gr
 
-import vitalk
 from vitalk import measurement, report
 from vitalk.speech.voice import RANGES
 
@@ -19,6 +16,8 @@ from .common import guarded, notice
 TABLES = {
     "bench_speech": "Voices on a CPU",
     "bench_vision": "DeiT-S on a CPU",
+    "bench_serve": "This server under load",
+    "bench_acoustic": "Acoustic systems after equal training",
     "bench_reduce": "Token reduction on DeiT-S",
     "bench_quant": "Quantization",
     "bench_backbones": "Training steps",
@@ -40,8 +39,9 @@ def measurements_tab(service: Service) -> None:
     shown = gr.HTML(elem_id="measured")
     gr.Markdown("## Measured with the project")
     for name, title in TABLES.items():
-        if (record := find(name)) is not None:
-            gr.HTML(table(title, report.table(record)), elem_id=name)
+        if (record := measurement.find_record(name)) is not None:
+            told = {"command": f"vitalk {name.replace('_', ' ')}"} | record
+            gr.HTML(table(title, report.table(told)), elem_id=name)
 
     @guarded(service, 1)
     async def measure() -> tuple[str, str]:
@@ -64,14 +64,6 @@ def measurements_tab(service: Service) -> None:
         )
 
     button.click(measure, None, [notes, shown], concurrency_limit=None, api_visibility="private")
-
-
-def find(name: str) -> dict | None:
-    """A record that ``vitalk bench`` wrote: the user's own, else the one that ships with the package, else None."""
-    for folder in (measurement.results_dir(), Path(vitalk.__file__).parent / "results"):
-        if (path := folder / f"{name}.json").is_file():
-            return {"command": f"vitalk {name.replace('_', ' ')}"} | json.loads(path.read_text(encoding="utf-8"))
-    return None
 
 
 def table(title: str, markdown: str) -> str:
