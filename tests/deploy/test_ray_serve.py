@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,20 +16,19 @@ from pydantic import ValidationError
 
 from vitalk.errors import UserError
 
-pytest.importorskip("ray.serve")
-pytest.importorskip("fastapi")
+if find_spec("ray") is None:  # not imported yet, since the server sets Ray's environment before
+    pytest.skip("ray is not installed", allow_module_level=True)
 
 import httpx
 from fastapi.testclient import TestClient
 from prometheus_client import CollectorRegistry, Counter
 
-from vitalk.deploy import ray_replica
 from vitalk.deploy.ray_serve import NAME, Arguments, _wait, app, finish, on_this_machine
 from vitalk.deploy.server import Settings, create_app
 
 PICTURE = Path(__file__).parents[2] / "examples" / "cat.png"
 SHORT = {"model": "tts-1", "voice": "alloy", "input": "One cat. Two cats.", "response_format": "pcm"}
-LONG = {**SHORT, "input": "This sentence is said to have something to wait for. " * 24}
+LONG = {**SHORT, "input": "This sentence is said to have something to wait for. " * 12}
 FAULTS = [
     ("/v1/audio/speech", {**SHORT, "speed": 99}), ("/v1/audio/speech", {**SHORT, "voice": "nobody"}),
     ("/v1/audio/speech", {**SHORT, "input": ""}), ("/v1/vision/classify", {"image": "no base64"}),
@@ -102,12 +102,12 @@ def faults_look_as_without_ray(client):
 
 
 def too_many_are_told_to_come_again(client):
-    with ThreadPoolExecutor(12) as clients:
-        answers = list(clients.map(lambda _: client.post("/v1/audio/speech", json=LONG), range(12)))
+    with ThreadPoolExecutor(20) as clients:
+        answers = list(clients.map(lambda _: client.post("/v1/audio/speech", json=LONG), range(20)))
     refused = [answer for answer in answers if answer.status_code != 200]
-    assert 12 - len(refused) >= 6, "two at each replica, and two that wait"
-    assert refused and {answer.status_code for answer in refused} == {429}
-    assert all(int(answer.headers["retry-after"]) == ray_replica.RETRY for answer in refused)
+    assert 0 < len(refused) <= 16, "four wait at least, and go to a replica"
+    assert {answer.status_code for answer in refused} == {429}
+    assert all(int(answer.headers["retry-after"]) > 0 for answer in refused)
     assert client.post("/v1/audio/speech", json=SHORT).status_code == 200
 
 
@@ -137,6 +137,8 @@ def test_arguments_are_settings():
 
 
 def test_a_replica_without_its_token_does_not_start(tmp_path):
+    from vitalk.deploy import ray_replica
+
     with pytest.raises(UserError, match="on every node"):
         ray_replica._token(str(tmp_path / "none"))
     (tmp_path / "token").write_text("secret\n")
@@ -144,6 +146,8 @@ def test_a_replica_without_its_token_does_not_start(tmp_path):
 
 
 def test_counters_are_told_to_ray(monkeypatch):
+    from vitalk.deploy import ray_replica
+
     told = {}
 
     class Gauge:

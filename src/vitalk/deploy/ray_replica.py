@@ -94,7 +94,7 @@ def application(settings: Settings, least: int, most: int, token_file: str = "")
         name="server",
         ray_actor_options={"num_cpus": cores(settings)},
         max_ongoing_requests=settings.waiting,
-        max_queued_requests=settings.waiting,
+        max_queued_requests=settings.waiting * most,  # a burst that idle replicas could take counts as waiting, too
         backpressure_config={"status_code": 429, "retry_after_s": RETRY},
         autoscaling_config={
             "min_replicas": least, "max_replicas": most, "upscale_delay_s": UP, "downscale_delay_s": DOWN,

@@ -4,8 +4,8 @@
     serve run vitalk.deploy.ray_serve:app max_replicas=8 workers=2    # on a cluster; docs/serving-on-ray.md
 
 Needs ``pip install "vitalk[serve,data]"``. A replica takes as many requests at a time as ``Settings.waiting`` says, as
-many again wait at each of Serve's proxies until a replica has room, and what comes then is answered 429 with
-Retry-After.
+many again as all of them take wait at each of Serve's proxies until one has room, and what comes then is answered 429
+with Retry-After.
 """
 
 import logging
