@@ -9,6 +9,7 @@ Importing vitalk imports neither torch nor timm. Once both vitalk and timm are i
 decorates with ``@register_model``; only those modules (and their packages) are imported for it.
 """
 
+import os
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from vitalk.speech.voice import Voice
 
 __all__ = ["Eye", "Voice", "__version__"]
+# onnxruntime tells its makers that it is used, from the moment it is imported, unless this is set before.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 _LAZY = {"Eye": "vitalk.deploy.runtime", "Voice": "vitalk.speech.voice"}
 __version__ = "0.1.0"
 

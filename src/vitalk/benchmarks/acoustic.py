@@ -148,7 +148,8 @@ def compare(setting: Setting, slugs: list[str], sentences: int) -> dict[str, Any
     report = _judged(slugs, held_out, spread(learnt, 20), setting)
     rows = [{"system": "recording"} | _heard(report["recording"])]
     for slug in slugs:
-        rows.append({"system": slug} | _heard(report[slug]) | _cost(slug, setting) | trained[slug])
+        cost = _cost(slug, setting, "silent" in report[slug])
+        rows.append({"system": slug} | _heard(report[slug]) | cost | trained[slug])
         rows[-1].pop("minutes")
     note = NOTE.format(
         minutes=setting.minutes, speaker=setting.speaker, corpus=setting.corpus.name, clips=len(clips),
@@ -177,8 +178,11 @@ def _judged(slugs: list[str], clips: list[Clip], learnt: list[Clip], setting: Se
         found = {"recording": _means(evaluate(own, **how))}
         for slug in slugs:
             said = setting.folder / f"{slug}-said"
-            report, _ = evaluate_voices([setting.run(slug)], texts, opened=opened, output=said, **how)
-            found[slug] = _means(report)
+            try:
+                report, _ = evaluate_voices([setting.run(slug)], texts, opened=opened, output=said, **how)
+                found[slug] = _means(report)
+            except UserError as error:  # a model that has learnt too little to make a sound is a finding, too
+                found[slug] = {"silent": str(error)}
         return found
 
 
@@ -187,21 +191,24 @@ def _means(report: Report) -> dict[str, Any]:
 
 
 def _heard(means: dict[str, Any]) -> dict[str, Any]:
+    if "silent" in means:
+        return {"wer": None, "heard": means["silent"]}
     wer = means["wer_pooled"]
-    told = {
-        "wer": wer["mean"], "wer_interval": f"{100 * wer['low']:.1f} to {100 * wer['high']:.1f}",
-        "similarity": means["similarity"]["mean"], "dnsmos": means["ovrl"]["mean"],
-    }  # fmt: skip
-    return told | ({"rtf": means["rtf"]["mean"]} if "rtf" in means else {})
+    told = {"wer": wer["mean"], "wer_interval": f"{100 * wer['low']:.1f} to {100 * wer['high']:.1f}"}
+    for key, name in (("similarity", "similarity"), ("dnsmos", "ovrl"), ("rtf", "rtf")):
+        if name in means:  # no judge says anything of the voice of silence
+            told[key] = means[name]["mean"]
+    return told
 
 
-def _cost(slug: str, setting: Setting) -> dict[str, Any]:
+def _cost(slug: str, setting: Setting, silent: bool) -> dict[str, Any]:
     from importlib import import_module
 
     from vitalk.catalog import find
 
     model, _ = import_module(f"{find(slug).package}.training").load_for_voice(setting.run(slug) / "model.safetensors")
-    out = setting.folder / f"{slug}-said" / "memory.wav"
+    out = setting.folder / f"{slug}.wav"
     command = [*VITALK, "speak", SPOKEN, "-o", str(out)]
     command += ["--voice", str(setting.run(slug)), "--vocoder", str(setting.vocoder)]
-    return {"parameters": sum(p.numel() for p in model.parameters()), "peak_bytes": peak_memory(command)}
+    count = {"parameters": sum(p.numel() for p in model.parameters())}
+    return count if silent else count | {"peak_bytes": peak_memory(command)}

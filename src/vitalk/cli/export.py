@@ -91,7 +91,7 @@ def _voice(
         quantized = {"bits": parse_bits(bits), "texts": _sentences(texts, about["lang"], about["symbols"])}
     export_voice(
         acoustic, generator, mel_spec(mel), output, name, about["lang"], about["speakers"], licence, about["symbols"],
-        **quantized,
+        follows=about["follows"], **quantized,
     )  # fmt: skip
     return f"the voice {name}"
 

@@ -24,7 +24,7 @@ from pydantic import ConfigDict, PositiveInt, create_model
 from vitalk.errors import UserError
 
 from .server.app import create_app
-from .server.run import GRACE, _free
+from .server.run import GRACE, listening_at
 from .server.settings import Settings
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def serve_on_ray(settings: Settings, host: str = "127.0.0.1", port: int = 8000, 
     settings = replace(settings, threads=settings.threads or max(1, have // (settings.workers * replicas)))
     one = settings.workers * settings.threads_a_worker
     most = min(replicas, max(1, have // one))
-    with _free(host, port) as listening:
+    with listening_at(host, port) as listening:
         port = listening.getsockname()[1]
     create_app(replace(settings, page=False))  # what cannot be opened is told before anything starts
     with on_this_machine(most * one, host, port, settings.seconds + GRACE):

@@ -153,7 +153,6 @@ def open_engine(path: Path, engine: Engine = "onnxruntime", threads: int | None 
 def _onnxruntime(path: Path, threads: int | None) -> tuple[Run, dict[str, str]]:
     import onnxruntime as ort
 
-    ort.disable_telemetry_events()
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what matters is raised
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL

@@ -20,6 +20,7 @@ from vitalk.speech.mel import MelSpec
 from vitalk.speech.vocoder.generators import output_rate
 
 OPSET = 20
+FACTORS = ("speed", "pitch", "energy")
 
 
 class Speaking(nn.Module):
@@ -55,6 +56,7 @@ def export_voice(
     symbols: str = "",
     bits: tuple[int, int] | None = None,
     texts: Sequence[list[int]] = (),
+    follows: Sequence[str] = FACTORS,
 ) -> Path:
     """Write a voice file, whole or not at all, after checking it against torch in onnxruntime.
 
@@ -62,7 +64,7 @@ def export_voice(
     learnt, all where empty; others are spoken as the nearest of them.
     Weights are stored in half precision, to which the networks' own are rounded first, and computed with in single.
     bits: (of weights, of activations), to quantize the voice (``quantize``); texts: symbol ids of the sentences that it
-    is calibrated with.
+    is calibrated with. follows: the factors that the acoustic model heeds.
     Raises UserError for vocoders without a spectrum, and where the file says something else than torch by more than
     a thousandth of the largest value.
     """
@@ -86,7 +88,8 @@ def export_voice(
     except Exception as error:
         raise refusal(error) from None
     about = {"name": name, "lang": lang, "rate": output_rate(vocoder, spec), "n_fft": vocoder.n_fft, "hop": vocoder.hop,
-             "speakers": speakers if many else [], "symbols": symbols, "licence": licence}  # fmt: skip
+             "speakers": speakers if many else [], "symbols": symbols, "licence": licence,
+             "follows": list(follows)}  # fmt: skip
     proto = program.model_proto if bits is None else fold_weights(program.model_proto)
     _store_halves(proto.graph)
     onnx.helper.set_model_props(proto, {"vitalk.voice": json.dumps(about)})
@@ -95,7 +98,6 @@ def export_voice(
     return write_whole(Path(path), content)
 
 
-FACTORS = ("speed", "pitch", "energy")
 FLIPS = 0.05  # relative distance of quantized files from torch: rounding steps may fall the other way
 LARGE = 256  # values from which on a tensor is stored in half precision
 

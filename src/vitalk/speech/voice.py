@@ -3,7 +3,8 @@
 A voice file maps symbol ids to the spectrum of its waveform. Inputs: ids int64 [1, text] and the factors speed, pitch
 and energy, float32 [1]; where it has several speakers, speaker int64 [1]. Outputs: real and imag [1, bins, frames],
 and durations int64 [1, text] in frames. Its metadata ``vitalk.voice`` is JSON: name, lang, rate, n_fft, hop,
-speakers, symbols (those it has learnt), licence. The inverse Fourier transform is done here.
+speakers, symbols (those it has learnt), licence, follows (the factors that it heeds; all where it does not say). The
+inverse Fourier transform is done here.
 """
 
 import json
@@ -53,6 +54,7 @@ class Voice:
         self.session, self.about = session, about
         self.name, self.lang, self.rate = str(about["name"]), str(about["lang"]), int(about["rate"])
         self.speakers: list[str] = list(about.get("speakers") or [])
+        self.follows: tuple[str, ...] = tuple(about.get("follows", RANGES))  # the factors that it can be told
         self._front: dict[tuple[str, str], Front] = {}
         self.lexicon: dict[str, str] | Path | None = None
 
@@ -112,12 +114,20 @@ class Voice:
             yield self.say(utterance, factors, speaker).audio
 
     def check(self, factors: Mapping[str, float], speaker: str | None = None) -> None:
-        """Raise UserError where a factor (speed, pitch, energy) is out of range, or there is no such speaker."""
+        """Raise UserError for a factor (speed, pitch, energy) that is out of range or that this voice cannot follow,
+
+        and where there is no such speaker.
+        """
         for name, value in factors.items():
             low, high = RANGES[name]
             if not low <= value <= high:
                 raise UserError(f"{name} must be from {low:g} to {high:g}, got {value:g}")
+            self._follow(name, value)
         self._speaker(speaker)
+
+    def _follow(self, name: str, value: float) -> None:
+        if value != 1 and name not in self.follows:
+            raise UserError(f"the voice {self.name} cannot change its {name}, got {value:g}; leave it out")
 
     def utterances(self, text: str, ssml: bool = False, lang: str | None = None) -> Iterator[Utterance]:
         """What ``say`` takes, of a text: the same as ``stream`` says, worked out as it is asked for."""
@@ -126,8 +136,10 @@ class Voice:
     def say(self, utterance: Utterance, factors: Mapping[str, float], speaker: str | None = None) -> Spoken:
         """Say one utterance; factors: speed, pitch, energy, as ``check`` allows them.
 
-        Raises UserError for what this voice has no sounds for.
+        Raises UserError for what this voice has no sounds for, and for SSML that it cannot follow.
         """
+        self._follow("speed", utterance.rate)
+        self._follow("pitch", utterance.pitch)
         if not utterance.ids:  # a pause alone
             silence = np.zeros(int(utterance.pause * self.rate), np.float32)
             return Spoken(utterance.text, Audio(silence, self.rate), [], None)

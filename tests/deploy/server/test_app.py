@@ -112,7 +112,14 @@ def test_it_lists_models_and_voices(client):
     assert client.get("/v1/models/vitalk").json()["object"] == "model"
     refused(client.get("/v1/models/other"), 404)
     card, *_ = client.get("/v1/audio/voices").json()["data"]
-    assert card == {"id": "vitalk", "name": "vitalk", "lang": "en-us", "rate": 24000, "default": True}
+    assert card == {
+        "id": "vitalk",
+        "name": "vitalk",
+        "lang": "en-us",
+        "rate": 24000,
+        "default": True,
+        "follows": ["speed", "pitch", "energy"],
+    }
 
 
 def test_it_names_what_is_in_a_picture(client):

@@ -40,7 +40,7 @@ def serve(settings: Settings, host: str = "127.0.0.1", port: int = 8000) -> None
 
     Raises UserError where the address is taken, or a voice or the model cannot be opened.
     """
-    with _free(host, port) as listening:
+    with listening_at(host, port) as listening:
         config = uvicorn.Config(
             create_app(settings), http=patient(settings.patience), limit_concurrency=CONNECTIONS, timeout_keep_alive=15,
             timeout_graceful_shutdown=int(settings.seconds + GRACE), log_level="warning", server_header=False,
@@ -51,7 +51,8 @@ def serve(settings: Settings, host: str = "127.0.0.1", port: int = 8000) -> None
         server.run(sockets=[listening])
 
 
-def _free(host: str, port: int) -> socket.socket:
+def listening_at(host: str, port: int) -> socket.socket:
+    """A socket that listens there. Raises UserError where the address is taken or not this machine's."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=512)

@@ -105,6 +105,7 @@ class VoiceCard(BaseModel):
     name: str
     lang: str
     rate: int = Field(description="Of the sound it makes, Hz.")
+    follows: list[str] = Field(description="The factors that it can be told.")
     default: bool = False
 
 

@@ -71,7 +71,13 @@ class Service:
     def voices(self) -> list[VoiceCard]:
         """Each voice, or each of its speakers as VOICE/SPEAKER; the first is the default."""
         cards = [
-            VoiceCard(id=f"{name}/{who}" if who else name, name=name, lang=pool.voice.lang, rate=pool.voice.rate)
+            VoiceCard(
+                id=f"{name}/{who}" if who else name,
+                name=name,
+                lang=pool.voice.lang,
+                rate=pool.voice.rate,
+                follows=list(pool.voice.follows),
+            )
             for name, pool in self.pools.items()
             for who in pool.voice.speakers or [""]
         ]

@@ -29,7 +29,8 @@ class AcousticTraining(LightningModule):
     The network is built when the data is known: pitch and energy are scaled by their spread in the corpus.
 
     MONITOR: the validation loss whose least value makes the best checkpoint. FORMAT: of what ``save_weights`` writes,
-    "vitalk SLUG". NAME: of the model in sentences. WEIGHTS: of losses, where they are not 1.
+    "vitalk SLUG". NAME: of the model in sentences. WEIGHTS: of losses, where they are not 1. FOLLOWS: the factors of a
+    voice that the model can be told.
     Raises UserError for a loss that is not finite.
     """
 
@@ -37,6 +38,7 @@ class AcousticTraining(LightningModule):
     FORMAT: str
     NAME: str
     WEIGHTS: dict[str, float] = {}
+    FOLLOWS: tuple[str, ...] = ("speed", "pitch", "energy")
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,9 +128,10 @@ class AcousticTraining(LightningModule):
 
 
 def load_module(path: str | Path, kind: type[AcousticTraining]) -> tuple[AcousticTraining, dict[str, Any]]:
-    """(training module in eval mode, {"mel", "lang", "speakers", "symbols"}) of the model.safetensors of a training.
+    """(training module in eval mode, what is known about it) of the model.safetensors of a training.
 
-    kind: of the training. Raises UserError where the file is of none, or of another kind.
+    Known are "mel", "lang", "speakers", "symbols" and "follows". kind: of the training.
+    Raises UserError where the file is of none, or of another kind.
     """
     meta, state = read_trained(path)
     if meta.get("format") != kind.FORMAT:
@@ -138,7 +141,7 @@ def load_module(path: str | Path, kind: type[AcousticTraining]) -> tuple[Acousti
     net = module.build(Spread(5.0, 0.3, 60.0, 600.0, log=True), Spread(30.0, 30.0, 0.0, 300.0))
     net.load_state_dict(state)
     about = {"mel": module.hparams.mel, "lang": meta["lang"], "speakers": json.loads(meta["speakers"]),
-             "symbols": meta["symbols"]}  # fmt: skip
+             "symbols": meta["symbols"], "follows": list(kind.FOLLOWS)}  # fmt: skip
     return module.eval(), about
 
 

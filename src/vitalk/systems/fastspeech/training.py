@@ -1,11 +1,9 @@
 """Training FastSpeech with Lightning, on a teacher's lessons or on real mels with an aligner's durations."""
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from vitalk.errors import UserError
@@ -35,6 +33,7 @@ class FastSpeechTraining(AcousticTraining):
     """
 
     FORMAT, NAME = "vitalk fastspeech", "FastSpeech"
+    FOLLOWS = ("speed",)
 
     def __init__(
         self,
@@ -80,8 +79,7 @@ class FastSpeechTraining(AcousticTraining):
 class ForVoice(nn.Module):
     """A trained network as voice files need it: (ids, speaker, speed, pitch, energy) -> (log-mel, durations).
 
-    Tempo is all that FastSpeech controls. Graphs cannot refuse, so factors of pitch and energy change nothing, and a
-    warning says so where there is somebody to read it.
+    Tempo is all that FastSpeech controls: pitch and energy change nothing, and voices refuse them.
     """
 
     def __init__(self, net: FastSpeech):
@@ -92,8 +90,6 @@ class ForVoice(nn.Module):
         self, ids: Tensor, speaker: Tensor | None, speed: Tensor, pitch: Tensor, energy: Tensor
     ) -> tuple[Tensor, Tensor]:
         """ids [1, text], speaker and factors [1] -> [1, mels, frames], int64 [1, text]."""
-        if not torch.compiler.is_compiling() and bool(((pitch != 1) | (energy != 1)).any()):
-            warnings.warn("FastSpeech controls tempo alone; pitch and energy stay as they are", stacklevel=2)
         told = {} if self.net.speakers is None else {"speaker": speaker}
         out = self.net(ids, speed=speed, **told)
         return out.mel, out.durations

@@ -37,6 +37,7 @@ class PortaSpeechTraining(AcousticTraining):
 
     MONITOR = "val/loss"
     FORMAT, NAME = "vitalk portaspeech", "PortaSpeech"
+    FOLLOWS = ("speed", "energy")
     WEIGHTS = {"mel": 0.5, "ssim": 0.5, "sentence": 0.0}
 
     def __init__(

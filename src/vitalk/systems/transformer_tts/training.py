@@ -45,6 +45,7 @@ class TransformerTTSTraining(AcousticTraining):
     """
 
     FORMAT, NAME = "vitalk transformer-tts", "Transformer TTS"
+    FOLLOWS = ()
 
     def __init__(
         self,
@@ -89,7 +90,7 @@ class TransformerTTSTraining(AcousticTraining):
 class ForVoice(nn.Module):
     """A trained network as voices need it: (ids, speaker, speed, pitch, energy) -> (log-mel, durations).
 
-    Nothing but the text decides how it speaks: factors other than 1 are refused.
+    Nothing but the text decides how it speaks: voices refuse factors other than 1.
     """
 
     def __init__(self, net: TransformerTTS):
@@ -101,18 +102,12 @@ class ForVoice(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """ids [1, text], speaker and factors [1] -> [1, mels, frames], int64 [1, text] as the attention has them.
 
-        Raises UserError for factors other than 1, and where a graph is to be made of it.
+        Raises UserError where a graph is to be made of it.
         """
         if torch.compiler.is_compiling():
             raise UserError(
                 "Transformer TTS ends where it says so itself, which no graph holds; it speaks in torch only"
             )
-        for name, factor in (("speed", speed), ("pitch", pitch), ("energy", energy)):
-            if bool((factor != 1).any()):
-                raise UserError(
-                    f"Transformer TTS decides on durations, pitch and energy as it speaks, so a {name} of "
-                    f"{float(factor[0]):g} cannot be told; leave it out, or speak with a FastSpeech that it taught"
-                )
         told = {} if self.net.speakers is None else {"speaker": speaker}
         out = self.net(ids, **told)
         return out.mel, out.durations

@@ -1,6 +1,6 @@
 """Trained models that speak: by name, with adapted voices, and as anybody whose recording is given."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,6 @@ class UsatVoice(Voice):
     def __init__(self, session: Any, about: dict[str, Any], like: Callable[[Audio], Voice]):
         super().__init__(session, about)
         self.like = like
-
-    def stream(self, text: str, speed: float = 1.0, pitch: float = 1.0, *args: Any, **more: Any) -> Iterator[Audio]:
-        """As every ``Voice``, but that pitch cannot be told: nothing in USAT is F0. SSML's pitch is passed over."""
-        if pitch != 1.0:
-            raise UserError(f"the voice {self.name} cannot change its pitch, got {pitch:g}; leave it out")
-        return super().stream(text, speed, pitch, *args, **more)
 
     def synthesize(self, text: str, prompt: Prompt = Prompt()) -> Audio:
         """As every ``Synthesizer``; of the prompt, speaker or reference, speed, energy and lang are followed.

@@ -51,6 +51,7 @@ class UsatTraining(AcousticTraining):
 
     MONITOR = "val/loss"
     FORMAT, NAME = "vitalk usat", "USAT"
+    FOLLOWS = ("speed", "energy")
     WEIGHTS = {"mel": 45.0, "features": 2.0}
 
     def __init__(
