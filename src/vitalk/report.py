@@ -126,10 +126,11 @@ UNITS = {  # how large numbers are read: divisor, title
     "ms_batch1": (1, "ms, batch 1"),
     "ms_batch16": (1, "ms, batch 16"),
 }
+TITLES = {"rtf": "real-time factor"}
 
 
 def _title(key: str) -> str:
-    return UNITS[key][1] if key in UNITS else key.replace("_", " ")
+    return UNITS[key][1] if key in UNITS else TITLES.get(key, key.replace("_", " "))
 
 
 def _cell(key: str, value: Any) -> str:
