@@ -2,10 +2,14 @@
 
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vitalk.catalog import SYSTEMS, find
 from vitalk.errors import UserError
 from vitalk.speech.synthesizer import Streamer
+
+if TYPE_CHECKING:
+    from vitalk.speech.acoustic.training import AcousticTraining
 
 
 def slug_of(model: str | Path) -> str | None:
@@ -47,6 +51,21 @@ def trained_voice(run: str | Path, vocoder: str | Path | None = None, device: st
     acoustic, about = import_module(f"{package}.training").load_for_voice(path)
     generator, rate = vocoder_for(about["mel"], vocoder, path)
     return torch_voice(Chained(acoustic, generator), about, path.parent.name or "trained", device, rate)
+
+
+def load_training(model: str | Path) -> tuple["AcousticTraining", dict[str, Any]]:
+    """(training module in eval mode, what is known about it) of the model.safetensors of any acoustic system.
+
+    Raises UserError for files that are none.
+    """
+    from vitalk.speech.acoustic.training import AcousticTraining, load_module
+
+    slug = slug_of(path := _model(model))
+    if slug is None:
+        raise UserError(f"{path} is no acoustic model of vitalk train; give the run folder of one")
+    module = import_module(f"{find(slug).package}.training")
+    kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, AcousticTraining)]
+    return load_module(path, next(kind for kind in kinds if getattr(kind, "FORMAT", "") == f"vitalk {slug}"))
 
 
 def open_voice(name: str | Path, vocoder: str | Path | None = None) -> Streamer:

@@ -30,7 +30,7 @@ class AcousticTraining(LightningModule):
 
     MONITOR: the validation loss whose least value makes the best checkpoint. FORMAT: of what ``save_weights`` writes,
     "vitalk SLUG". NAME: of the model in sentences. WEIGHTS: of losses, where they are not 1. FOLLOWS: the factors of a
-    voice that the model can be told.
+    voice that the model can be told. WAVES: it needs the recordings themselves to make their mels (``mel``).
     Raises UserError for a loss that is not finite.
     """
 
@@ -39,6 +39,7 @@ class AcousticTraining(LightningModule):
     NAME: str
     WEIGHTS: dict[str, float] = {}
     FOLLOWS: tuple[str, ...] = ("speed", "pitch", "energy")
+    WAVES = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,6 +61,10 @@ class AcousticTraining(LightningModule):
         """(weighted sum, the losses by name)."""
         found = self.losses(batch)
         return self.weigh(found), found
+
+    @abstractmethod
+    def mel(self, batch: dict[str, Tensor]) -> Tensor:
+        """What the model makes of recordings, told what training tells it: log-mel [batch, mels, frames]."""
 
     def weigh(self, losses: dict[str, Tensor]) -> Tensor:
         """The sum of the losses, each by its weight."""

@@ -153,6 +153,10 @@ class DelightfulTTSTraining(AcousticTraining):
             found["binarisation"] = ramp * binarisation_loss(path_of(durations, attn.shape[1]).transpose(1, 2), attn)
         return durations, found
 
+    def mel(self, batch: dict[str, Tensor]) -> Tensor:  # noqa: D102
+        told, *_ = self.told(batch)
+        return self.net(**told).mel
+
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The losses of a batch, teacher-forced with its durations, pitch, and mostly its prosody."""
         told, targets, found = self.told(batch)

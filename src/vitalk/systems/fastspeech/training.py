@@ -71,6 +71,9 @@ class FastSpeechTraining(AcousticTraining):
         speaker = None if self.net.speakers is None else batch["speaker"]
         return self.net(batch["ids"], batch["text_lengths"], batch["durations"], speaker)
 
+    def mel(self, batch: dict[str, Tensor]) -> Tensor:  # noqa: D102
+        return self(batch).mel
+
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The losses of a batch; see ``losses`` of the model."""
         return losses(self(batch), batch["mel"], batch["durations"], self.hparams.distance)

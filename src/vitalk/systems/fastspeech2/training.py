@@ -72,6 +72,9 @@ class FastSpeech2Training(AcousticTraining):
         told, targets = self.told(batch)
         return self.net(**told), targets
 
+    def mel(self, batch: dict[str, Tensor]) -> Tensor:  # noqa: D102
+        return self(batch)[0].mel
+
     def told(self, batch: dict[str, Tensor]) -> tuple[dict[str, Any], Targets]:
         """What the network is given of a batch, by the names of its arguments, and the targets."""
         if "durations" not in batch:

@@ -129,6 +129,11 @@ class PortaSpeechTraining(AcousticTraining):
         mel = fitted(batch["mel"], reading)
         return reading, self.net.reconstruct(reading, mel)[0], mel
 
+    def mel(self, batch: dict[str, Tensor]) -> Tensor:
+        """By way of the posterior, and sharpened where the post-net was trained."""
+        reading, coarse, _ = self.coarse(batch)
+        return self.net.sharpen(coarse, reading, torch.randn) if self.hparams.stage == "post" else coarse
+
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The losses of the stage, teacher-forced with the durations; "post" in nats per point of the mel."""
         if self.hparams.stage == "post":

@@ -81,6 +81,9 @@ class TransformerTTSTraining(AcousticTraining):
         speaker = None if self.net.speakers is None else batch["speaker"]
         return self.net(batch["ids"], batch["text_lengths"], batch["mel"], batch["mel_lengths"], speaker, maps)
 
+    def mel(self, batch: dict[str, Tensor]) -> Tensor:  # noqa: D102
+        return self(batch).mel
+
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The losses of a batch; see ``losses`` of this package."""
         h = self.hparams

@@ -52,6 +52,7 @@ class UsatTraining(AcousticTraining):
     MONITOR = "val/loss"
     FORMAT, NAME = "vitalk usat", "USAT"
     FOLLOWS = ("speed", "energy")
+    WAVES = True
     WEIGHTS = {"mel": 45.0, "features": 2.0}
 
     def __init__(
@@ -104,6 +105,13 @@ class UsatTraining(AcousticTraining):
     def heed(self) -> float:
         """How far D_p and D_t are heeded at this step, 0 to 1."""
         return min(self.global_step / max(self.hparams.ramp, 1), 1.0)
+
+    def mel(self, batch: dict[str, Tensor]) -> Tensor:
+        """What the decoder makes of the means of q. Raises UserError for a decoder that makes waves."""
+        if not self.net.speaks_mel:
+            raise UserError("this USAT makes waveforms itself and needs no vocoder; there are no mels of it")
+        mask = length_mask(batch["mel_lengths"], int(batch["mel_lengths"].max()))
+        return self.net.decode(self.net.encode(linear(batch["wave"], self.net.spec), mask)[0], mask)
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:  # noqa: D102
         return self.taught(batch)[0]
