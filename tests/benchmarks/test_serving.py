@@ -40,11 +40,11 @@ def test_rows():
 def test_unkind_clients():
     with running() as server:
         codes = fuzzed(server, 60)
-    assert sum(codes.values()) == 60 and set(codes) <= {200, 400, 413, 429}
+    assert sum(codes.values()) == 60 and {200, 400} <= set(codes) <= {200, 400, 413, 429}
 
 
 def test_random_bodies_are_the_same_each_time_and_mostly_json():
-    made = [[body(rng) for _ in range(100)] for rng in (random.Random(3), random.Random(3))]
+    made = [[body(rng, "/v1/describe") for _ in range(100)] for rng in (random.Random(3), random.Random(3))]
     assert made[0] == made[1]
 
     def parses(text):

@@ -16,13 +16,23 @@ from PIL import Image
 
 from .serving import Server, settled, shown
 
-PATHS = ("/v1/audio/speech", "/v1/vision/classify", "/v1/describe")
 JSON = {"content-type": "application/json"}
 BODIES, LORISES = 1000, 100
-VALID: dict[str, Any] = {
-    "model": "vitalk", "input": "Hello.", "voice": "vitalk", "response_format": "wav", "speed": 1.0, "pitch": 1.0,
-    "stream_format": "audio", "image": "aGVsbG8=", "top": 3,
-}  # fmt: skip
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAFklEQVR4nGM8IWfDwMDAxMDAwMDAAAAOTgEmR2hJIgAAAABJRU5ErkJggg=="
+MANNER = {
+    "voice": "vitalk",
+    "response_format": "wav",
+    "speed": 1.0,
+    "pitch": 1.0,
+    "energy": 1.0,
+    "stream_format": "sse",
+}
+VALID: dict[str, dict[str, Any]] = {
+    "/v1/audio/speech": {"model": "vitalk", "input": "Hello.", **MANNER},
+    "/v1/vision/classify": {"image": PIXEL, "top": 3},
+    "/v1/describe": {"image": PIXEL, **MANNER},
+}
+PATHS = tuple(VALID)
 
 
 def faults(server: Server) -> list[dict[str, Any]]:
@@ -144,16 +154,19 @@ def slow(server: Server) -> Counter[int]:
 def fuzzed(server: Server, count: int = BODIES) -> Counter[int]:
     """Random bodies: noise, and good requests with anything in the place of some fields."""
     rng = random.Random(0)
-    return _codes(server, [(rng.choice(PATHS), {"content": body(rng), "headers": JSON}) for _ in range(count)])
+    paths = rng.choices(PATHS, k=count)
+    return _codes(server, [(path, {"content": body(rng, path), "headers": JSON}) for path in paths])
 
 
-def body(rng: random.Random) -> bytes:
+def body(rng: random.Random, path: str) -> bytes:
     """One of them."""
-    if rng.random() < 0.2:
+    if rng.random() < 0.15:
         return rng.randbytes(rng.randrange(200))
-    fields = {name: VALID[name] for name in VALID if rng.random() < 0.8}
-    for _ in range(rng.randrange(1, 4)):
-        fields[rng.choice([*VALID, "instructions", "lang", "other"])] = anything(rng)
+    valid = VALID[path]
+    fields = {name: valid[name] for name in valid if rng.random() < 0.95}
+    for _ in range(rng.randrange(3)):
+        name = rng.choice([*valid, "lang"] if rng.random() < 0.9 else ["instructions", "other"])
+        fields[name] = anything(rng)
     text = json.dumps(fields)
     if rng.random() < 0.1:
         cut = rng.randrange(len(text))

@@ -52,7 +52,7 @@ class Service:
     async def start(self) -> None:
         """Start the workers and wait until they are ready."""
         self.sight.start()
-        await asyncio.gather(*(pool.warm() for pool in self.pools.values()))
+        await asyncio.gather(*(pool.start() for pool in self.pools.values()))
         self.open = True
 
     async def stop(self) -> None:
@@ -60,7 +60,7 @@ class Service:
         self.open = False
         await self.sight.stop()
         for pool in self.pools.values():
-            await asyncio.to_thread(pool.close)
+            await pool.close()
         self.reading.shutdown(wait=False, cancel_futures=True)
 
     @property
