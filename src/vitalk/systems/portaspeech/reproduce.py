@@ -88,7 +88,10 @@ def measure(minutes: float, data: Path) -> Measurement:
 def build(name: str) -> nn.Module:
     """A model of the paper's size with random weights, ready to speak. "fastspeech2" is the first author's own size."""
     if name != "fastspeech2":
-        return VARIANTS[name](SYMBOLS).eval().fold()
+        model = VARIANTS[name](SYMBOLS).eval()
+        for heard in ("enter", "encoder", "posterior"):  # of recordings: nobody speaks with them
+            setattr(model.generator, heard, None)
+        return model.fold()
     peer = import_module(find("fastspeech2").package)  # a peer that is measured; nothing here is built on it
     return peer.fastspeech2(SYMBOLS, variance_predictor=peer.Predictor(layers=5, kernel=5)).eval()
 
