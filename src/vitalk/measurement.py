@@ -94,10 +94,8 @@ def machine() -> str:
     """This machine in one line: processor, cores, memory and the versions that decide about speed."""
     from importlib.metadata import PackageNotFoundError, version
 
-    parts = [
-        _processor(),
-        f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores",
-    ]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    parts = [_processor(), f"{cores} core" + "s" * (cores != 1)]
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         parts.append(f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB")
     parts.append(f"Python {platform.python_version()}")
