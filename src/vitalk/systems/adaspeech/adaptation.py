@@ -1,6 +1,5 @@
 """The third stage: a new voice from some sentences, by tuning what the voice conditions and nothing else."""
 
-import os
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
@@ -8,15 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from vitalk.errors import UserError
-from vitalk.experiments import quiet, short_run
+from vitalk.speech.acoustic.adapting import adapt_for, one_voice, voice_file
 from vitalk.speech.acoustic.training import load_module
 from vitalk.speech.align.training import AlignerTraining
 from vitalk.speech.audio import Audio
-from vitalk.speech.corpus import open_corpus
 from vitalk.speech.features import Speech
 from vitalk.speech.mel import mel_spec
 from vitalk.training import arguments_of
@@ -134,14 +131,7 @@ def adapt(
     source, about = load_module(path, AdaSpeechTraining)
     if not norms(source.net):
         raise UserError(f"{path} has no conditional layer norms to adapt; train it with conditional: true")
-    target = Path(output or path.parent / "voices" / f"{speaker or Path(folder).resolve().name}.safetensors")
-    if target.suffix != ".safetensors" or target.stem in about["speakers"]:
-        raise UserError(
-            f"{target} is no name for a new voice: give one that no speaker has and that ends in .safetensors"
-        )
-    place = next(parent for parent in target.absolute().parents if parent.exists())
-    if not (place.is_dir() and os.access(place, os.W_OK)):  # told now and not when all is done
-        raise UserError(f"{target} cannot be written to; choose another place with -o")
+    target = voice_file(path, folder, output, speaker, about["speakers"])
     heard = None
     if reference is not None:
         audio = reference if isinstance(reference, Audio) else Audio.load(reference)
@@ -151,9 +141,7 @@ def adapt(
     module.eval()
     module.net.references[0] = reference_of(module.net, heard or list(_mels(corpus)))
     before = spoken_error(module, corpus)
-    with quiet(), Progress(transient=True) as bar:
-        task = bar.add_task("adapting", total=steps)
-        short_run(module.train(), corpus, steps, lambda: bar.advance(task))
+    adapt_for(steps, module, corpus)
     net = module.net.cpu()
     adapter = Adapter.of(net, target.stem, fingerprint(source.net))
     adapter.save(target)
@@ -168,22 +156,8 @@ def _corpus(
     aligner = Path(aligner or run / ALIGNER)
     if not aligner.is_file():
         raise UserError(f"there is no aligner at {aligner}; name the one that the model was trained with as --aligner")
-    chosen = None if speaker is None else [speaker]
-    clips = open_corpus(folder, chosen)
-    if len(names := sorted({clip.speaker for clip in clips})) > 1:
-        raise UserError(f"{folder} has {len(names)} speakers ({', '.join(names[:5])}); choose one with --speaker")
-    if len(clips) < 2:
-        raise UserError(f"{folder} has one sentence of the voice; record more, 20 are enough and 10 the least to try")
-    corpus = Speech(
-        str(folder),
-        chosen,
-        about["lang"],
-        about["mel"],
-        batch_frames=batch_frames,
-        workers=0,
-        held_out=0.05,
-        cache=cache,
-    )
+    told = {"lang": about["lang"], "mel": about["mel"], "batch_frames": batch_frames, "cache": cache}
+    corpus = Speech(**one_voice(folder, speaker, "20 are enough and 10 the least to try"), **told)
     corpus.setup()
     corpus.use(AlignerTraining.load(aligner))
     return corpus

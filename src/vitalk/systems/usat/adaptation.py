@@ -1,6 +1,5 @@
 """Fine-grained adaptation: a voice from a minute of speech, by adapters beside a frozen model (arXiv 2404.18094)."""
 
-import os
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
@@ -9,14 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.progress import Progress
 from torch import Tensor, nn
 
-from vitalk.errors import UserError
-from vitalk.experiments import quiet, short_run
+from vitalk.speech.acoustic.adapting import adapt_for, one_voice, voice_file
 from vitalk.speech.acoustic.fft_block import length_mask
 from vitalk.speech.acoustic.training import AcousticTraining, fingerprint, load_module
-from vitalk.speech.corpus import Clip, open_corpus
+from vitalk.speech.corpus import Clip
 from vitalk.training import arguments_of
 
 from .adapters import Adapters, adapter_weights, insert
@@ -134,20 +131,11 @@ def adapt(
     """
     path = Path(run) / "model.safetensors" if Path(run).is_dir() else Path(run)
     source, about = load_module(path, UsatTraining)
-    target = Path(output or path.parent / "voices" / f"{speaker or Path(folder).resolve().name}.safetensors")
-    if target.suffix != ".safetensors" or target.stem in about["speakers"]:
-        raise UserError(
-            f"{target} is no name for a new voice: give one that no speaker has and that ends in .safetensors"
-        )
-    place = next(parent for parent in target.absolute().parents if parent.exists())
-    if not (place.is_dir() and os.access(place, os.W_OK)):  # told now and not when all is done
-        raise UserError(f"{target} cannot be written to; choose another place with -o")
+    target = voice_file(path, folder, output, speaker, about["speakers"])
     corpus = _corpus(folder, speaker, about, batch_frames, cache)
     module = Adaptation.of(source, mean_voice(source.net, waves(corpus, corpus.train)), kinds=kinds, lr=lr, steps=steps)
     before = held_out(module, corpus)
-    with quiet(), Progress(transient=True) as bar:
-        task = bar.add_task("adapting", total=steps)
-        short_run(module.train(), corpus, steps, lambda: bar.advance(task))
+    adapt_for(steps, module, corpus)
     net = module.net.cpu()
     voice = AdaptedVoice.of(net, target.stem, kinds, fingerprint(source.net))
     voice.save(target)
@@ -179,13 +167,7 @@ def held_out(module: Adaptation, corpus: PairedSpeech) -> float:
 def _corpus(
     folder: str | Path, speaker: str | None, about: dict[str, Any], batch_frames: int, cache: str | None
 ) -> PairedSpeech:
-    chosen = None if speaker is None else [speaker]
-    clips = open_corpus(folder, chosen)
-    if len(names := sorted({clip.speaker for clip in clips})) > 1:
-        raise UserError(f"{folder} has {len(names)} speakers ({', '.join(names[:5])}); choose one with --speaker")
-    if len(clips) < 2:
-        raise UserError(f"{folder} has one sentence of the voice; record more, a minute of speech is enough")
     told = {"lang": about["lang"], "mel": about["mel"], "batch_frames": batch_frames, "cache": cache}
-    corpus = PairedSpeech(str(folder), references=False, speakers=chosen, workers=0, held_out=0.05, **told)
+    corpus = PairedSpeech(**one_voice(folder, speaker, "a minute of speech is enough"), references=False, **told)
     corpus.setup()
     return corpus
