@@ -40,7 +40,9 @@ def test_running_requests_are_finished_when_it_is_told_to_stop(started):
         target=lambda: answers.append(httpx.post(f"{address}/v1/audio/speech", json=SAID, timeout=60))
     )
     asked.start()
-    time.sleep(0.15)
+    end = time.monotonic() + 30
+    while "vitalk_queue_length 1.0" not in httpx.get(f"{address}/metrics").text:
+        assert time.monotonic() < end, "the request never came in"
     process.send_signal(signal.SIGTERM)
     asked.join(60)
     assert [len(answer.content) for answer in answers] == [whole]
@@ -78,7 +80,7 @@ def test_silent_connections_are_hung_up_on():
     import uvicorn  # isort: skip
 
     app = create_app(Settings(page=False))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, http=patient(0.5), log_level="error", lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, http=patient(1.5), log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

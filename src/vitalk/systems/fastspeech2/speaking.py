@@ -6,9 +6,7 @@ from torch import Tensor, nn
 
 from vitalk.errors import UserError
 from vitalk.speech.acoustic.training import read_trained
-from vitalk.speech.mel import mel_spec
-from vitalk.speech.speaking import Chained, torch_voice
-from vitalk.speech.vocoder.generators import load_vocoder, output_rate
+from vitalk.speech.speaking import Chained, torch_voice, vocoder_for
 from vitalk.speech.voice import Voice
 
 from .training import load_for_voice
@@ -35,12 +33,8 @@ def trained_voice(model: str | Path, vocoder: str | Path | None = None, device: 
         acoustic, about = load_for_voice(model)
         if vocoder is None:
             raise UserError(f"{model} makes spectrograms; give the model.safetensors of a vocoder with it")
-        generator, mel = load_vocoder(vocoder)
-        if mel != about["mel"]:
-            raise UserError(
-                f"{vocoder} hears mels of preset {mel}, {model} makes {about['mel']}; train one for the other"
-            )
-        say, rate = Chained(acoustic, generator), output_rate(generator, mel_spec(mel))
+        generator, rate = vocoder_for(about["mel"], vocoder, model)
+        say = Chained(acoustic, generator)
     return torch_voice(say, about, Path(model).parent.name or "trained", device, rate)
 
 
