@@ -113,6 +113,7 @@ def test_kept_and_loaded_it_says_the_same(corpus, tmp_path):
     assert {"val/mel", "val/mel_predicted", "val/utterance"} <= set(trainer.callback_metrics)
     module.save_weights(tmp_path / "model.safetensors", corpus)
     net, about = load_trained(tmp_path / "model.safetensors")
+    assert about.pop("follows") == ["speed", "pitch", "energy"]
     assert about == {"mel": "16k", "lang": "en-us", "speakers": ["s0", "s1"], "symbols": corpus.symbols()}
     ids, speaker = torch.randint(1, 60, (1, 7)), torch.tensor([1])
     factors = [torch.tensor([v]) for v in (0.9, 1.1, 1.0)]

@@ -78,6 +78,7 @@ def test_the_network_is_built_from_the_data_kept_and_loaded(corpus, tmp_path):
     trainer.fit(module, datamodule=corpus)
     module.save_weights(tmp_path / "model.safetensors", corpus)
     net, about = load_trained(tmp_path / "model.safetensors")
+    assert about.pop("follows") == ["speed", "pitch", "energy"]
     assert about == {"mel": "vitalk", "lang": "en-us", "speakers": ["s0", "s1"], "symbols": corpus.symbols()}
     ids, speaker = torch.randint(1, 60, (1, 7)), torch.tensor([1])
     factors = [torch.tensor([v]) for v in (0.9, 1.1, 1.0)]
