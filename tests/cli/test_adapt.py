@@ -10,4 +10,5 @@ def test_bad_input_is_one_sentence(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 2
-    assert capsys.readouterr().err == f"vitalk: there is no trained model at {tmp_path}/model.safetensors\n"
+    told = f"there is no trained model at {tmp_path}/model.safetensors; train first, or name the folder that"
+    assert capsys.readouterr().err == f"vitalk: {told} vitalk train wrote\n"

@@ -16,6 +16,16 @@ def length_mask(lengths: Tensor, steps: int) -> Tensor:
     return torch.arange(steps, device=lengths.device) < lengths[:, None]
 
 
+def symbol_mask(ids: Tensor, lengths: Tensor | None) -> Tensor | None:
+    """The mask of symbols ids [batch, text] whose lengths are [batch]; None where nothing is padding.
+
+    Raises UserError for empty text and other shapes.
+    """
+    if ids.ndim != 2 or not ids.shape[1]:
+        raise UserError(f"text of shape {list(ids.shape)} cannot be spoken; give one symbol or more, [batch, text]")
+    return None if lengths is None else length_mask(lengths, ids.shape[1])
+
+
 def masked(x: Tensor, mask: Tensor | None) -> Tensor:
     """x [batch, time, dim] with zeros where the mask [batch, time] is False; without a mask as it is."""
     return x if mask is None else x.masked_fill(~mask[..., None], 0.0)

@@ -155,7 +155,7 @@ def read_trained(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
-        raise UserError(f"there is no trained model at {path}")
+        raise UserError(f"there is no trained model at {path}; train first, or name the folder that vitalk train wrote")
     try:
         with safe_open(path, "pt") as file:
             return file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118

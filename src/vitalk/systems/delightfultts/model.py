@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitalk.errors import UserError
-from vitalk.speech.acoustic.fft_block import fitting, length_mask, masked, masked_mean
+from vitalk.speech.acoustic.fft_block import fitting, length_mask, masked, masked_mean, symbol_mask
 from vitalk.speech.acoustic.regulator import Rounding, frames_from_logs, regulate, timed
 from vitalk.speech.acoustic.ssim import mean_ssim
 from vitalk.speech.acoustic.variance import Spread, Variance, scale_gradient
@@ -224,9 +224,7 @@ class DelightfulTTS(nn.Module):
         language: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
         """Symbols -> states [batch, text, dim], their mask, and the condition [batch, width] of gated models."""
-        if ids.ndim != 2 or not ids.shape[1]:
-            raise UserError(f"text of shape {list(ids.shape)} cannot be spoken; give one symbol or more, [batch, text]")
-        mask = None if text_lengths is None else length_mask(text_lengths, ids.shape[1])
+        mask = symbol_mask(ids, text_lengths)
         told = [_told("speaker", self.speakers, speaker), _told("language", self.languages, language)]
         if told[0] is not None and self.unit_speaker:
             told[0] = F.normalize(told[0], dim=-1)

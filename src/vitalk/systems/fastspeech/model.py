@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vitalk.errors import UserError
-from vitalk.speech.acoustic.fft_block import FFTStack, length_mask, masked_mean
+from vitalk.speech.acoustic.fft_block import FFTStack, masked_mean, symbol_mask
 from vitalk.speech.acoustic.regulator import Rounding, frames_from_logs, regulate, timed
 from vitalk.speech.acoustic.variance import VariancePredictor
 from vitalk.systems.transformer_tts.layers import Layers
@@ -76,9 +76,7 @@ class FastSpeech(nn.Module):
         pauses alone can be made longer: ``torch.where(ids == space, 0.5, 1.0)``.
         Raises UserError for empty text, durations of another shape, and speakers that do not fit the model.
         """
-        if ids.ndim != 2 or not ids.shape[1]:
-            raise UserError(f"text of shape {list(ids.shape)} cannot be spoken; give one symbol or more, [batch, text]")
-        mask = None if text_lengths is None else length_mask(text_lengths, ids.shape[1])
+        mask = symbol_mask(ids, text_lengths)
         hidden = add_speaker(self.encoder(self.symbols(ids), mask), self.speakers, speaker)
         logs = self.duration(hidden, mask)[..., 0].float()
         if durations is None:

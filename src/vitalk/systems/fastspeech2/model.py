@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitalk.errors import UserError
-from vitalk.speech.acoustic.fft_block import FFTStack, fitting, length_mask, masked_mean
+from vitalk.speech.acoustic.fft_block import FFTStack, fitting, masked_mean, symbol_mask
 from vitalk.speech.acoustic.postnet import PostNet
 from vitalk.speech.acoustic.regulator import Rounding, frames_from_logs, regulate, timed
 from vitalk.speech.acoustic.variance import Spread, Variance, VariancePredictor, scale_gradient
@@ -186,9 +186,7 @@ class FastSpeech2(nn.Module):
         condition: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Symbols -> hidden sequence [batch, text, dim] and its mask, None where nothing is padding."""
-        if ids.ndim != 2 or not ids.shape[1]:
-            raise UserError(f"text of shape {list(ids.shape)} cannot be spoken; give one symbol or more, [batch, text]")
-        mask = None if text_lengths is None else length_mask(text_lengths, ids.shape[1])
+        mask = symbol_mask(ids, text_lengths)
         hidden = self.encoder(self.symbols(ids), mask)
         for name, part, given in (("speaker", self.speakers, speaker), ("condition", self.condition, condition)):
             if (part is None) != (given is None):

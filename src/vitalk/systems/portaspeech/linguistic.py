@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vitalk.errors import UserError
 from vitalk.nn.precision import full_precision
-from vitalk.speech.acoustic.fft_block import length_mask, masked
+from vitalk.speech.acoustic.fft_block import masked, symbol_mask
 from vitalk.speech.acoustic.regulator import LONGEST, frame_index, timed, whole_frames
 from vitalk.speech.acoustic.relative import RelativeStack
 from vitalk.speech.acoustic.variance import VariancePredictor, scale_gradient
@@ -178,8 +178,7 @@ class Linguistic(nn.Module):
 
     def encode(self, ids: Tensor, text_lengths: Tensor | None, speaker: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Symbols -> hidden sequence [batch, text, dim] and its mask, None where nothing is padding."""
-        if ids.ndim != 2 or not ids.shape[1]:
-            raise UserError(f"text of shape {list(ids.shape)} cannot be spoken; give one symbol or more, [batch, text]")
+        mask = symbol_mask(ids, text_lengths)
         if (self.speakers is None) != (speaker is None):
             raise UserError(f"this model {'needs a' if self.speakers is not None else 'knows no'} speaker")
         if (
@@ -191,7 +190,6 @@ class Linguistic(nn.Module):
                 f"there is no speaker {int(speaker.max())}; this model knows {len(self.speakers.weight)} speakers, "
                 "counted from 0"
             )
-        mask = None if text_lengths is None else length_mask(text_lengths, ids.shape[1])
         hidden = self.encoder(self.symbols(ids) * self.symbols.embedding_dim**0.5, mask)
         if self.speakers is not None:
             hidden = masked(hidden + self.speakers(speaker)[:, None], mask)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vitalk.errors import UserError
-from vitalk.speech.acoustic.fft_block import length_mask
+from vitalk.speech.acoustic.fft_block import length_mask, symbol_mask
 from vitalk.speech.acoustic.postnet import PostNet
 
 from .alignment import durations_from
@@ -187,9 +187,7 @@ class TransformerTTS(nn.Module):
         self, ids: Tensor, text_lengths: Tensor | None = None, speaker: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Symbols -> memory [batch, text, dim] and its mask, None where nothing is padding."""
-        if ids.ndim != 2 or not ids.shape[1]:
-            raise UserError(f"text of shape {list(ids.shape)} cannot be spoken; give one symbol or more, [batch, text]")
-        mask = None if text_lengths is None else length_mask(text_lengths, ids.shape[1])
+        mask = symbol_mask(ids, text_lengths)
         x = self.text_positions(self.text(ids, mask))
         x = x if mask is None else x.masked_fill(~mask[..., None], 0.0)
         for layer in self.encoder:

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from vitalk.errors import UserError
 from vitalk.nn.precision import full_precision
 from vitalk.speech.acoustic.ecapa import EcapaTDNN
-from vitalk.speech.acoustic.fft_block import length_mask
+from vitalk.speech.acoustic.fft_block import length_mask, symbol_mask
 from vitalk.speech.acoustic.flows import MeanFlow, wavenet
 from vitalk.speech.acoustic.gated import fold
 from vitalk.speech.acoustic.noise import Draw
@@ -207,9 +207,7 @@ class Usat(nn.Module):
 
     def read(self, ids: Tensor, text_lengths: Tensor | None = None) -> Reading:
         """Symbols -> what is known of their latents before anybody speaks them."""
-        if ids.ndim != 2 or not ids.shape[1]:
-            raise UserError(f"text of shape {list(ids.shape)} cannot be spoken; give one symbol or more, [batch, text]")
-        mask = None if text_lengths is None else length_mask(text_lengths, ids.shape[1])
+        mask = symbol_mask(ids, text_lengths)
         hidden = self.text(self.symbols(ids) * self.symbols.embedding_dim**0.5, mask)
         mean, logs = kept(self.prior(hidden).float().transpose(1, 2), mask).chunk(2, 1)
         return Reading(hidden.transpose(1, 2), mean, logs, mask)
