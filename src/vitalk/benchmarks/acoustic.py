@@ -24,10 +24,11 @@ from vitalk.vision.cost import peak_memory
 
 VITALK = [sys.executable, "-c", "from vitalk.cli import main; main()"]
 TIMED = (6, 30)  # steps of the two short runs whose difference tells what a step takes
+FRAMES = 2_000  # of a batch: in minutes on a processor, many small steps teach far more than the presets' larger ones
 SPOKEN = "The quick brown fox jumps over the lazy dog."
 NOTE = (
-    "Each system trained for {minutes:g} minutes, all its stages together, with as many steps of its preset as fit, on "
-    "the speaker {speaker} of {corpus} ({clips} utterances), and heard through {vocoder}. WER (Whisper base, its own "
+    "Each system trained for {minutes:g} minutes, all its stages together, with as many steps of its preset as fit "
+    "(batches of {frames:,} frames), on the speaker {speaker} of {corpus} ({clips} utterances), and heard through {vocoder}. WER (Whisper base, its own "
     "normaliser, all words), speaker similarity (Resemblyzer, to {speaker}'s own recordings) and DNSMOS (at -23 dB) of "
     "{sentences} held-out sentences; recording: the corpus's own, which are the bound. Parameters: of the acoustic "
     "model as it speaks. Real-time factor: text to waveform, the vocoder included. MB: peak of a process that says one "
@@ -80,6 +81,7 @@ def recipe(slug: str, stage: int, steps: int, setting: Setting) -> dict[str, Any
     _, config = load_recipe(slug, plan.presets[stage])
     model, data, trainer = (config[part] for part in ("model", "data", "trainer"))
     data["init_args"] |= {"path": str(setting.corpus), "speakers": [setting.speaker], "mel": "vitalk"}
+    data["init_args"]["batch_frames"] = FRAMES
     if plan.aligned:
         data["init_args"]["aligner"] = str(setting.aligner)
     arguments = model["init_args"]
@@ -152,7 +154,7 @@ def compare(setting: Setting, slugs: list[str], sentences: int) -> dict[str, Any
         rows.append({"system": slug} | _heard(report[slug]) | cost | trained[slug])
         rows[-1].pop("minutes")
     note = NOTE.format(
-        minutes=setting.minutes, speaker=setting.speaker, corpus=setting.corpus.name, clips=len(clips),
+        minutes=setting.minutes, frames=FRAMES, speaker=setting.speaker, corpus=setting.corpus.name, clips=len(clips),
         vocoder=setting.vocoder.parent.name, sentences=len(held_out),
     )  # fmt: skip
     return {"machine": machine(), "note": note, "rows": rows}
