@@ -112,6 +112,7 @@ UNITS = {  # how large numbers are read: divisor, title
     "resident_bytes": (1e6, "memory, MB"),
     "wer": (0.01, "WER, %"),
     "dnsmos": (1, "DNSMOS"),
+    "hard_errors": (0.01, "hard sentences with any, %"),
     "top1": (1, "top-1, %"),
     "tuned_top1": (1, "tuned top-1, %"),
     "tuned_spread": (1, "spread of seeds"),

@@ -168,11 +168,14 @@ def test_the_verdict_follows_from_the_figures(held_out, verdict):
     }
     for i, name in enumerate(reproduce.ARMS):
         rows[name][0] = (0.3, rows[name][0][1] + 0.0005 * i)
-    assert reproduce.judge(rows) == verdict
-    told = reproduce.report(rows, "nothing", {"pitch": {"model": 20.0, "mean": 30.0}})
+    assert reproduce.judge(rows, 3.0) == verdict
+    assert reproduce.judge(rows, 1.9) == ("direction only" if verdict == "reproduced" else verdict)
+    paces = {"own": 1.0, "teacher": 2.0, "student": 0.75}
+    told = reproduce.report(rows, "nothing", {"pitch": {"model": 20.0, "mean": 30.0}}, paces)
+    assert "take 2.8 times as long together" in told.measured
     assert told.verdict == verdict and told.details["predicted"]["pitch"] == {"model": 20.0, "mean": 30.0}
     assert f"by {held_out[0] - 0.299:.3f} with both" in told.measured and "3 seeds" in told.data
-    assert reproduce.judge({name: r[:1] for name, r in rows.items()}) == "not reproduced"  # one seed shows nothing
+    assert reproduce.judge({name: r[:1] for name, r in rows.items()}, 3.0) == "not reproduced"  # one seed shows nothing
 
 
 def test_batches_are_taken_from_all_lengths(corpus, monkeypatch):
@@ -210,6 +213,8 @@ def test_measures_on_real_speech(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(reproduce, "SIZE", SIZE)
     monkeypatch.setattr(reproduce, "SEEDS", 1)
+    monkeypatch.setattr(reproduce, "TIMED", 3)
     found = reproduce.measure(0.05, data_root())
     assert found.verdict == "not reproduced" and len(found.details["held_out"]) == 4
     assert set(found.details["predicted"]) == {"duration", "energy", "pitch"}
+    assert all(seconds > 0 for seconds in found.details["step_seconds"].values())

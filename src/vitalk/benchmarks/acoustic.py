@@ -19,6 +19,7 @@ from vitalk.recipes import load_recipe
 from vitalk.speech.corpus import Clip, open_corpus, split
 from vitalk.speech.judge.recordings import spread
 from vitalk.speech.judge.report import Report
+from vitalk.speech.judge.robustness import hard_sentences, robustness
 from vitalk.speech.judge.voices import LEVEL, evaluate_voices
 from vitalk.vision.cost import peak_memory
 
@@ -28,11 +29,12 @@ FRAMES = 2_000  # of a batch: in minutes on a processor, many small steps teach 
 SPOKEN = "The quick brown fox jumps over the lazy dog."
 NOTE = (
     "Each system trained for {minutes:g} minutes, all its stages together, with as many steps of its preset as fit "
-    "(batches of {frames:,} frames), on the speaker {speaker} of {corpus} ({clips} utterances), and heard through {vocoder}. WER (Whisper base, its own "
-    "normaliser, all words), speaker similarity (Resemblyzer, to {speaker}'s own recordings) and DNSMOS (at -23 dB) of "
-    "{sentences} held-out sentences; recording: the corpus's own, which are the bound. Parameters: of the acoustic "
-    "model as it speaks. Real-time factor: text to waveform, the vocoder included. MB: peak of a process that says one "
-    "sentence, torch included."
+    "(batches of {frames:,} frames), on the speaker {speaker} of {corpus} ({clips} utterances), and heard through "
+    "{vocoder}. WER (Whisper base, its own normaliser, all words), speaker similarity (Resemblyzer, to {speaker}'s own "
+    "recordings) and DNSMOS (at -23 dB) of {sentences} held-out sentences; recording: the corpus's own, which are the "
+    "bound. Repeated and skipped: words of {hard} sentences that are hard on attention, and the share of these with "
+    "any. Parameters: of the acoustic model as it speaks. Real-time factor: text to waveform, the vocoder included. "
+    "MB: peak of a process that says one sentence, torch included."
 )
 
 
@@ -155,7 +157,7 @@ def compare(setting: Setting, slugs: list[str], sentences: int) -> dict[str, Any
         rows[-1].pop("minutes")
     note = NOTE.format(
         minutes=setting.minutes, frames=FRAMES, speaker=setting.speaker, corpus=setting.corpus.name, clips=len(clips),
-        vocoder=setting.vocoder.parent.name, sentences=len(held_out),
+        vocoder=setting.vocoder.parent.name, sentences=len(held_out), hard=len(hard_sentences()),
     )  # fmt: skip
     return {"machine": machine(), "note": note, "rows": rows}
 
@@ -165,6 +167,7 @@ def _judged(slugs: list[str], clips: list[Clip], learnt: list[Clip], setting: Se
     import tempfile
 
     from vitalk.speech.judge.evaluate import evaluate
+    from vitalk.speech.judge.recogniser import Recogniser
     from vitalk.trained import open_voice
 
     opened = partial(open_voice, vocoder=setting.vocoder)
@@ -176,15 +179,17 @@ def _judged(slugs: list[str], clips: list[Clip], learnt: list[Clip], setting: Se
                 clip.load().levelled(LEVEL).save(target / "wavs" / f"{clip.id}.wav")
         lines = [json.dumps({"id": clip.id, "text": clip.text}) for clip in clips]
         texts = write_whole(own / "metadata.jsonl", "\n".join(lines))
-        how = {"speaker": model / "wavs", "normaliser": "whisper"}
+        recogniser = Recogniser()
+        how = {"speaker": model / "wavs", "normaliser": "whisper", "recogniser": recogniser}
         found = {"recording": _means(evaluate(own, **how))}
         for slug in slugs:
             said = setting.folder / f"{slug}-said"
             try:
                 report, _ = evaluate_voices([setting.run(slug)], texts, opened=opened, output=said, **how)
                 found[slug] = _means(report)
+                found[slug]["hard"] = robustness(opened(setting.run(slug)), recogniser)
             except UserError as error:  # a model that has learnt too little to make a sound is a finding, too
-                found[slug] = {"silent": str(error)}
+                found.setdefault(slug, {"silent": str(error)})
         return found
 
 
@@ -200,6 +205,9 @@ def _heard(means: dict[str, Any]) -> dict[str, Any]:
     for key, name in (("similarity", "similarity"), ("dnsmos", "ovrl"), ("rtf", "rtf")):
         if name in means:  # no judge says anything of the voice of silence
             told[key] = means[name]["mean"]
+    if "hard" in means:
+        hard = means["hard"]
+        told |= {"repeated": hard.repeats, "skipped": hard.skips, "hard_errors": hard.error_rate}
     return told
 
 

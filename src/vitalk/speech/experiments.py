@@ -12,6 +12,8 @@ from .align.durations import DurationCache, extract
 from .align.training import AlignerTraining
 from .features import Speech
 
+BATCH_FRAMES = 1_200  # of a batch: in minutes on a processor, many small steps teach far more than few large ones
+
 
 def align(corpus: Speech, seconds: float, tick: Callable[[], object] = lambda: None) -> AlignerTraining:
     """An aligner trained on the corpus for so many seconds; tick: called after every step."""
@@ -30,7 +32,7 @@ def keep_durations(aligner: AlignerTraining, folder: str | Path, *corpora: Speec
         corpus.durations = durations
 
 
-def some(corpus: Speech, part: Literal["train", "test"] = "test", most: int = 8) -> Iterator[dict[str, Any]]:
+def some(corpus: Speech, part: Literal["train", "test"] = "test", most: int = 24) -> Iterator[dict[str, Any]]:
     """Batches of a part, so many at most, from the shortest utterances to the longest."""
     loader = corpus.whole_dataloader(part)
     batches = list(loader.batch_sampler)

@@ -15,7 +15,7 @@ from vitalk.experiments import Budget, budget, short_run
 from vitalk.measurement import Measurement, Verdict
 from vitalk.speech.audio import Audio
 from vitalk.speech.corpus import Clip
-from vitalk.speech.experiments import align, keep_durations
+from vitalk.speech.experiments import BATCH_FRAMES, align, keep_durations
 from vitalk.speech.features import Speech, sound
 from vitalk.speech.mel import mel_spec
 from vitalk.speech.vocoder.griffin_lim import griffin_lim
@@ -65,8 +65,8 @@ def measure(minutes: float, data: Path) -> Measurement:
         results["likeness"] = likeness({"before": start, **results["modules"]}, sources, new)
         results["numbers"] = counts(models["full"])
     data_used = (
-        f"{len(SOURCES)} source voices of kokoro_en with {clips} sentences each ({steps} steps of 4,000 frames), "
-        f"{SENTENCES} sentences of another ({results['steps']} steps), {len(new.test)} held out, "
+        f"{len(SOURCES)} source voices of kokoro_en with {clips} sentences each ({steps} steps of {BATCH_FRAMES:,} "
+        f"frames), {SENTENCES} sentences of another ({results['steps']} steps), {len(new.test)} held out, "
         f"{SEEDS} seeds of the adaptation"
     )
     return report(results, data_used)
@@ -74,7 +74,7 @@ def measure(minutes: float, data: Path) -> Measurement:
 
 def corpora(path: Path, clips: int) -> tuple[Speech, Speech]:
     """(source voices with so many sentences each, the new voice with ``SENTENCES`` and a held-out part)."""
-    options: dict[str, Any] = {"path": str(path), "batch_frames": 4_000, "workers": 0}
+    options: dict[str, Any] = {"path": str(path), "batch_frames": BATCH_FRAMES, "workers": 0}
     sources = Speech(speakers=list(SOURCES), held_out=0.05, **options)
     sources.train, sources.test = first(sources.train, clips), first(sources.test, max(clips // 10, 1))
     new = Speech(speakers=[NEW], held_out=0.2, **options)

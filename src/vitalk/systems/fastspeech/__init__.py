@@ -27,9 +27,10 @@ recording's frames or freely (``free``, as in the paper), and what it makes is k
 so that they fit. Utterances in which no head of its attention is focused are left out. ``mels="real"`` takes its
 durations alone, the paper's ablation; ``vitalk.speech.features.Speech`` with an aligner goes without a teacher.
 
-``robustness`` counts what a voice repeats and skips in 50 hard sentences:
+``vitalk.speech.judge.robustness`` counts what a voice repeats and skips in 50 hard sentences:
 
     >>> from vitalk.speech.judge.recogniser import Recogniser
+    >>> from vitalk.speech.judge.robustness import robustness
     >>> from vitalk.trained import trained_voice
     >>> robustness(trained_voice("runs/fastspeech-cpu"), Recogniser())
 
@@ -40,7 +41,6 @@ are copied from the teacher.
 """
 
 from .model import FastSpeech, Output, fastspeech, fastspeech_rerun, fastspeech_small, losses
-from .robustness import Robustness, Slips, count_slips, hard_sentences, robustness
 from .teaching import Lesson, LessonCache, TaughtSpeech, teach
 
 __all__ = [
@@ -48,15 +48,10 @@ __all__ = [
     "Lesson",
     "LessonCache",
     "Output",
-    "Robustness",
-    "Slips",
     "TaughtSpeech",
-    "count_slips",
     "fastspeech",
     "fastspeech_rerun",
     "fastspeech_small",
-    "hard_sentences",
     "losses",
-    "robustness",
     "teach",
 ]

@@ -14,7 +14,7 @@ from lightning import LightningModule, seed_everything
 from vitalk.experiments import Budget, budget, short_run
 from vitalk.measurement import Measurement, Verdict
 from vitalk.speech.audio import Audio
-from vitalk.speech.experiments import align
+from vitalk.speech.experiments import BATCH_FRAMES, align
 from vitalk.speech.features import Speech
 from vitalk.speech.mel import mel_spec
 from vitalk.speech.pitch import f0
@@ -50,11 +50,13 @@ def measure(minutes: float, data: Path) -> Measurement:
         clock.tick("speeds")
         speeds = compare_speeds(clock.tick)
         clock.tick("features")
-        options: dict[str, Any] = {"speakers": [SPEAKER], "batch_frames": 4_000, "workers": 0, "held_out": 0.08}
+        options: dict[str, Any] = {"speakers": [SPEAKER], "batch_frames": BATCH_FRAMES, "workers": 0, "held_out": 0.08}
         options |= {"path": str(data / "speech" / "kokoro_en"), "limit": int(min(2_300, max(40, 60 * minutes)))}
         corpora, focus = prepare(options, Path(folder), clock)
         trained, tempo, steps = students(corpora, clock)
-    used = f"{options['limit']} utterances of one synthetic speaker (kokoro_en), {steps} steps of 4,000 frames"
+    used = (
+        f"{options['limit']} utterances of one synthetic speaker (kokoro_en), {steps} steps of {BATCH_FRAMES:,} frames"
+    )
     return report(speeds, tempo, trained, focus, used)
 
 
@@ -152,7 +154,7 @@ def make(corpus: Speech, steps: int) -> FastSpeechTraining:
     return model
 
 
-def held_out(corpus: Speech, most: int = 8) -> Iterator[dict[str, Any]]:
+def held_out(corpus: Speech, most: int = 24) -> Iterator[dict[str, Any]]:
     """Batches of the held-out part, so many at most, from the shortest utterances to the longest."""
     loader = corpus.whole_dataloader("test")
     batches = list(loader.batch_sampler)

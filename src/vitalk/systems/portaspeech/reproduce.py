@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vitalk.catalog import find
 from vitalk.experiments import Budget, budget, short_run
 from vitalk.measurement import Measurement, Verdict
-from vitalk.speech.experiments import align, keep_durations, some
+from vitalk.speech.experiments import BATCH_FRAMES, align, keep_durations, some
 from vitalk.speech.features import Speech
 from vitalk.vision.cost import peak_memory
 
@@ -72,13 +72,13 @@ def measure(minutes: float, data: Path) -> Measurement:
         sizes = {name: footprint(name) for name in ("normal", "small", "fastspeech2")}
         clock.tick("features")
         clips = int(min(2_300, max(40, 60 * minutes)))
-        options: dict[str, Any] = {"speakers": [SPEAKER], "limit": clips, "batch_frames": 4_000, "workers": 0}
+        options: dict[str, Any] = {"speakers": [SPEAKER], "limit": clips, "batch_frames": BATCH_FRAMES, "workers": 0}
         corpus = Speech(str(data / "speech" / "kokoro_en"), held_out=0.08, **options)
         corpus.setup()
         clock.tick("aligning")
         keep_durations(align(corpus, 10 * minutes, clock.tick), folder, corpus)
         rows, steps = ablate(corpus, clock)
-    told = f"{clips} utterances of one synthetic speaker (kokoro_en), {steps} steps of 4,000 frames a stage"
+    told = f"{clips} utterances of one synthetic speaker (kokoro_en), {steps} steps of {BATCH_FRAMES:,} frames a stage"
     return report(sizes, rows, inverse_error(), told)
 
 

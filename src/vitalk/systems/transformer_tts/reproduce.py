@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vitalk.experiments import Budget, budget, short_run
 from vitalk.measurement import Measurement, Verdict
-from vitalk.speech.experiments import some
+from vitalk.speech.experiments import BATCH_FRAMES, some
 from vitalk.speech.features import Speech
 
 from .baseline import Tacotron
@@ -32,7 +32,7 @@ BLOCKS = {"depth": 2, "heads": 2, "hidden": 384}
 SIZE = {"dim": 128, "encoder": BLOCKS, "decoder": BLOCKS, "prenet": (64, 64), "postnet": {"hidden": 96},
         "frames_per_step": 4}  # fmt: skip
 WIDTH, SHAPE = 512, (4, 60, 400)  # of the timed models; utterances, symbols and frames of a timed step
-SPEAKER, SEEDS, PILOT, HEARD = "jm_kumo", 2, 6, 12
+SPEAKER, SEEDS, PILOT, HEARD = "jm_kumo", 2, 6, 24
 
 Timing = dict[str, float]
 Row = dict[str, float]
@@ -48,12 +48,11 @@ def measure(minutes: float, data: Path) -> Measurement:
         timing = step_times(6 * minutes, clock.tick)
         clock.tick("features")
         clips = int(min(2_300, max(40, 60 * minutes)))
-        corpus = Speech(
-            str(data / "speech" / "kokoro_en"), [SPEAKER], limit=clips, batch_frames=4_000, workers=0, held_out=0.08
-        )
+        options: dict[str, Any] = {"limit": clips, "batch_frames": BATCH_FRAMES, "workers": 0, "held_out": 0.08}
+        corpus = Speech(str(data / "speech" / "kokoro_en"), [SPEAKER], **options)
         corpus.setup()
         rows, steps = compare(corpus, clock)
-    used = f"{clips} utterances of one synthetic speaker (kokoro_en), {steps} steps of 4,000 frames"
+    used = f"{clips} utterances of one synthetic speaker (kokoro_en), {steps} steps of {BATCH_FRAMES:,} frames"
     return report(timing, rows, used)
 
 
@@ -133,7 +132,7 @@ def examine(model: TransformerTTSTraining, corpus: Speech) -> Row:
     model.eval()
     sums, count = {"mel": 0.0, "copy": 0.0, "focus": 0.0, "forward": 0.0}, 0
     ended = heard = 0
-    for batch in some(corpus, "test", 4):
+    for batch in some(corpus, "test", 12):
         out, mel = model(batch, maps=len(model.net.decoder)), batch["mel"]
         mask, size = out.frame_mask[:, None], len(mel)
         copied = (mel - F.pad(mel, (1, 0))[:, :, :-1]).abs()
@@ -142,7 +141,7 @@ def examine(model: TransformerTTSTraining, corpus: Speech) -> Row:
         sums["focus"] += float(out.focus.sum())
         sums["forward"] += size * forward_share(out.maps, out.steps)
         count += size
-        few = slice(0, max(HEARD // 4, 1))
+        few = slice(0, max(HEARD // 12, 1))
         free = model.net(batch["ids"][few], batch["text_lengths"][few])
         ratio = free.mel_lengths / batch["mel_lengths"][few]
         ended += int((free.stopped & (ratio >= 0.8) & (ratio <= 1.2)).sum())

@@ -13,6 +13,7 @@ from vitalk.errors import UserError
 from vitalk.experiments import Budget, budget, short_run
 from vitalk.measurement import Measurement, Verdict
 from vitalk.speech.audio import Audio
+from vitalk.speech.experiments import BATCH_FRAMES
 from vitalk.speech.features import sound
 from vitalk.speech.mel import mel_spec
 from vitalk.speech.vocoder.griffin_lim import griffin_lim
@@ -101,16 +102,16 @@ def measure(minutes: float, data: Path) -> Measurement:
                 tuning = max(PILOT, int(share / (4 * pace)))
             rows.append(row(models, sources, new, tuning, seed, clock))
     told = (
-        f"{len(SOURCES)} voices of kokoro_en with {clips} sentences each at most ({steps} steps of 3,000 frames), "
-        f"{len(new.train)} sentences, about {SECONDS} s, of another ({tuning} steps), {len(new.test)} held out, mels "
-        f"as sound, {len(rows)} seeds"
+        f"{len(SOURCES)} voices of kokoro_en with {clips} sentences each at most ({steps} steps of {BATCH_FRAMES:,} "
+        f"frames), {len(new.train)} sentences, about {SECONDS} s, of another ({tuning} steps), {len(new.test)} held "
+        f"out, mels as sound, {len(rows)} seeds"
     )
     return report(rows, told)
 
 
 def corpora(path: Path, clips: int) -> tuple[PairedSpeech, PairedSpeech]:
     """(source voices with so many sentences each, a minute of the new voice and a held-out part)."""
-    options: dict[str, Any] = {"batch_frames": 3_000, "workers": 0}
+    options: dict[str, Any] = {"batch_frames": BATCH_FRAMES, "workers": 0}
     sources = PairedSpeech(str(path), reference_frames=300, speakers=list(SOURCES), held_out=0.1, **options)
     for part, count in (("train", clips), ("test", max(clips // 8, 2))):
         by = {name: [clip for clip in getattr(sources, part) if clip.speaker == name][:count] for name in SOURCES}
