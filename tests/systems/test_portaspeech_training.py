@@ -260,8 +260,8 @@ def test_says_what_is_missing(corpus, batch, tmp_path):
 
 def made(**changed):
     """Rows of three seeds, with a little noise."""
-    row = {"flow": 1.0, "plain": 1.1, "shared": 0.52, "separate": 0.5, "coarse": 0.2, "sharp": 0.9, "real": 1.0,
-           "posterior": 0.3, "prior": 0.5, "mean": 1.2, "gaussian": 1.0}  # fmt: skip
+    row = {"flow": 1.0, "plain": 1.1, "normal": 0.98, "shared": 0.52, "separate": 0.5, "coarse": 0.2, "sharp": 0.9,
+           "real": 1.0, "posterior": 0.3, "prior": 0.5, "mean": 1.2, "gaussian": 1.0}  # fmt: skip
     row |= changed
     return [reproduce.Row(**{**row, "plain": row["plain"] + 0.01 * i}) for i in range(3)]
 
@@ -281,6 +281,7 @@ def footprints(ratio=3.3, memory=3.0):
         (footprints(memory=0.9), made(), "not reproduced"),
         (footprints(), made(plain=0.99), "direction only"),
         (footprints(), made(shared=0.6), "direction only"),
+        (footprints(), made(normal=0.9), "direction only"),
         (footprints(), made(sharp=2.5), "direction only"),
         (footprints(), made(sharp=0.1), "not reproduced"),
         (footprints(), made()[:1], "direction only"),  # one seed shows nothing about the prior
@@ -314,9 +315,11 @@ def test_both_flows_turn_round():
 def test_arms_differ_in_what_they_name(corpus, monkeypatch):
     monkeypatch.setattr(Speech, "n_speakers", 1, raising=False)
     monkeypatch.setattr(reproduce, "SIZE", SIZE)
-    whole, plain, apart = (reproduce.make(name, corpus, 10).net for name in reproduce.ARMS)
+    whole, plain, apart, normal = (reproduce.make(name, corpus, 10).net for name in reproduce.ARMS)
     assert plain.generator.prior is None and whole.generator.prior is not None
     assert sum(p.numel() for p in apart.postnet.parameters()) > sum(p.numel() for p in whole.postnet.parameters())
+    sizes = [sum(p.numel() for p in net.generator.parameters()) for net in (whole, normal)]
+    assert sizes[1] > 2 * sizes[0]
 
 
 def test_a_seed_is_measured(corpus, monkeypatch):
