@@ -381,7 +381,7 @@ def test_refuses_what_does_not_fit():
 def test_folded_voices_are_one_graph(tmp_path):
     import onnxruntime as ort
 
-    model = ForVoice(fold(tiny(embedding="curve", rounding="total")))
+    model = ForVoice(fold(tiny(embedding="curve", rounding="total")), alone=False)
     ids = torch.randint(1, 12, (1, 60))
     example = (ids[:, :9], torch.tensor([1]), *(torch.ones(1) for _ in range(3)))
     torch.onnx.export(

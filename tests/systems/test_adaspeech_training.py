@@ -12,7 +12,6 @@ from vitalk.cli.adapt import adapt as verb
 from vitalk.cli.export import export
 from vitalk.errors import UserError
 from vitalk.experiments import quiet, short_run
-from vitalk.files import data_root
 from vitalk.recipes import load_recipe
 from vitalk.speech.acoustic.training import load_module
 from vitalk.speech.acoustic.variance import Spread
@@ -20,7 +19,6 @@ from vitalk.speech.align.training import AlignerTraining
 from vitalk.speech.audio import Audio
 from vitalk.speech.features import Speech
 from vitalk.speech.mel import mel_spec
-from vitalk.speech.vocoder.generators import create, save_vocoder
 from vitalk.speech.voice import Voice
 from vitalk.systems.adaspeech import Adaptation, Adapter, adapt, fold, reproduce
 from vitalk.systems.adaspeech.adaptation import spoken_error, tuned
@@ -47,21 +45,6 @@ def corpus(hums, tmp_path_factory):
     )  # fmt: skip
     data.setup()
     return data
-
-
-@pytest.fixture
-def anna(tmp_path):
-    """Four hums of a new voice as LJSpeech has them: 96 kHz, stereo."""
-    folder = tmp_path / "anna"
-    (folder / "wavs").mkdir(parents=True)
-    rows = []
-    for i in range(4):
-        time = np.arange(int((0.5 + 0.1 * i) * 96_000)) / 96_000
-        tones = sum(np.sin(2 * np.pi * (220 + 10 * i) * k * time) / k for k in range(1, 20))
-        soundfile.write(folder / "wavs" / f"{i}.wav", np.stack([0.2 * tones, 0.1 * tones], 1), 96_000)
-        rows.append(f"{i}|Hum|hum")
-    (folder / "metadata.csv").write_text("\n".join(rows))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +186,7 @@ def test_statistics_of_a_post_net_stay(corpus, one):
     assert torch.equal(module.net.postnet.norms[0].running_mean, before) and not before.any()
 
 
-def test_from_sentences_to_a_voice_that_speaks(corpus, source, anna, tmp_path, capsys):
+def test_from_sentences_to_a_voice_that_speaks(source, anna, vocoder, tmp_path, capsys):
     folder, module = source
     alone = trained_voice(folder)
     verb(folder, anna, None, None, None, None, 2)
@@ -222,9 +205,7 @@ def test_from_sentences_to_a_voice_that_speaks(corpus, source, anna, tmp_path, c
     with pytest.raises(UserError, match="has no speaker bert; it has s0, s1, anna"):
         voice.speak("Hum.", speaker="bert")
 
-    vocoder, sizes = tmp_path / "vocoder.safetensors", {"dim": 16, "intermediate": 32, "layers": 1}
-    save_vocoder(vocoder, create("vocos", mel_spec("vitalk"), sizes), "vocos", sizes, "vitalk")
-    export(str(folder / "model.safetensors"), tmp_path / "voices.onnx", vocoder=vocoder)
+    export(str(folder / "model.safetensors"), tmp_path / "voices.onnx", vocoder=vocoder())
     assert Voice.load(tmp_path / "voices.onnx").speakers == ["s0", "s1", "anna"]
 
     (folder / "voices" / "anna.safetensors").rename(folder / "voices" / "s0.safetensors")
@@ -266,14 +247,6 @@ def test_from_a_corpus_to_a_run_by_the_recipe(hums, corpus, tmp_path):
 def test_references_that_are_none_are_refused(source, corpus, anna):
     spec, time = mel_spec("vitalk"), np.arange(2 * RATE) / RATE
     tone = sum(0.2 * np.sin(2 * np.pi * 150 * k * time) / k for k in range(1, 9)).astype(np.float32)
-    noise = np.random.default_rng(0).normal(0, 0.1, 3 * RATE).astype(np.float32)
-    for samples, sentence in (
-        (tone[:2400], r"has 0\.10 s of sound; give 1 s or more"),
-        (np.zeros(2 * RATE, np.float32), "is silent"),
-        (noise, "has a pitch, so it is no speech"),
-    ):
-        with pytest.raises(UserError, match=sentence):
-            reference_mel(Audio(samples, RATE), spec)
     with pytest.raises(UserError, match="is silent"):
         adapted(source[0], anna, corpus, reference=Audio(np.zeros(RATE, np.float32), RATE))
     high = soundfile_stereo(tone)
@@ -293,19 +266,10 @@ def soundfile_stereo(samples):
 
 def test_says_what_is_missing(source, corpus, anna, tmp_path):
     folder, _ = source
-    (anna / "metadata.csv").write_text("0|Hum|hum")
-    with pytest.raises(UserError, match="has one sentence of the voice; record more"):
-        adapted(folder, anna, corpus)
     with pytest.raises(UserError, match=r"has 2 speakers \(s0, s1\); choose one with --speaker"):
         adapted(folder, corpus.hparams.path, corpus)
-    with pytest.raises(UserError, match="has no speaker bert"):
-        adapted(folder, corpus.hparams.path, corpus, speaker="bert")
     with pytest.raises(UserError, match="is no name for a new voice"):
         adapted(folder, corpus.hparams.path, corpus, speaker="s1")
-    with pytest.raises(UserError, match="is no name for a new voice"):
-        adapted(folder, anna, corpus, output=tmp_path / "anna.onnx")
-    with pytest.raises(UserError, match="cannot be written to; choose another place"):
-        adapted(folder, anna, corpus, output=anna / "metadata.csv" / "x.safetensors")
     with pytest.raises(UserError, match="there is no corpus at"):
         adapted(folder, tmp_path / "nobody", corpus)
     with pytest.raises(UserError, match="no trained model at"):
@@ -387,14 +351,11 @@ def test_counts_of_the_arms(corpus):
 
 
 @pytest.mark.data
-def test_measures_on_real_speech(monkeypatch, tmp_path):
-    if not (data_root() / "speech" / "kokoro_en").is_dir():
-        pytest.skip(f"no kokoro_en in {data_root()}")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_measures_on_real_speech(monkeypatch, kokoro):
     monkeypatch.setattr(reproduce, "SIZE", SIZE)
     for name, value in (("SEEDS", 1), ("PILOT", 2), ("HEARD", 1), ("FEWER", (2,)), ("SENTENCES", 4), ("TESTED", 3)):
         monkeypatch.setattr(reproduce, name, value)
     monkeypatch.setattr(reproduce, "SOURCES", reproduce.SOURCES[:2])
-    found = reproduce.measure(0.05, data_root())
+    found = reproduce.measure(0.05, kokoro)
     assert set(found.details["held_out"]) == set(reproduce.ARMS) and "the same bits" in found.measured
     assert set(found.details["ablations"]) == set(reproduce.ABLATIONS) and set(found.details["sentences"]) == {"2"}

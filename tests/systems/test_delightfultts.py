@@ -555,7 +555,7 @@ def test_refuses_what_does_not_fit():
         model(ids[:, :0], speaker=one)
     with pytest.raises(UserError, match="needs a speaker"):
         model(ids)
-    with pytest.raises(UserError, match=r"speaker \[2\] is out of range; this model has 0 to 1"):
+    with pytest.raises(UserError, match=r"no speaker \[2\]; numbers go from 0 to 1"):
         model(ids, speaker=torch.tensor([2]))
     with pytest.raises(UserError, match="knows no language"):
         model(ids, speaker=one, language=one)
@@ -591,7 +591,7 @@ def test_references_of_any_rate_are_heard_but_silence_and_clicks_are_not():
     time = np.arange(96_000) / 96_000
     hum = Audio((0.2 * np.sin(2 * np.pi * 150 * time)).astype(np.float32), 96_000)
     assert reference_mel(hum, "16k").shape == (1, 80, 80)
-    with pytest.raises(UserError, match=r"has 0\.10 s of sound, too short to hear prosody in; give 0\.3 s or more"):
+    with pytest.raises(UserError, match=r"has 0\.10 s of sound; give 1 s or more"):
         reference_mel(Audio(hum.samples[:9600], 96_000), "16k")
     with pytest.raises(UserError, match="the reference is silent"):
         reference_mel(Audio(np.zeros(48_000, np.float32), 48_000), "16k")

@@ -15,7 +15,6 @@ from vitalk.speech.features import Speech
 from vitalk.speech.mel import mel_spec
 from vitalk.speech.synthesizer import Prompt
 from vitalk.speech.text.front import Front
-from vitalk.speech.vocoder.generators import create, save_vocoder
 from vitalk.systems.fastspeech2.speaking import trained_voice
 from vitalk.systems.fastspeech2.training import FastSpeech2Training, load_trained
 from vitalk.systems.fastspeech2.training2s import FastSpeech2sTraining, load_trained2s
@@ -27,19 +26,9 @@ WAVES = {"decoder_args": {"channels": 8, "layers": 4, "cycles": 2}, "discriminat
 HOP = 300
 
 
-def speech(hums, cache, **options):
-    data = Speech(
-        str(hums), cache=str(cache), workers=0, held_out=0.25, batch_frames=200, **{"wave": True, **options}
-    )  # fmt: skip
-    data.setup()
-    torch.manual_seed(0)
-    data.use(AlignerTraining(data.n_symbols, text_dim=8, dim=8).eval())
-    return data
-
-
 @pytest.fixture(scope="module")
-def corpus(hums, tmp_path_factory):
-    return speech(hums, tmp_path_factory.mktemp("cache"))
+def corpus(aligned):
+    return aligned(batch_frames=200, wave=True)
 
 
 @pytest.fixture
@@ -215,19 +204,17 @@ def test_presets_build_what_they_name(preset, waves, judge):
 
 
 @pytest.fixture
-def files(corpus, tmp_path, monkeypatch):
+def files(corpus, vocoder, tmp_path, monkeypatch):
     """The model.safetensors of a FastSpeech 2s, of a FastSpeech 2, and of a vocoder."""
     monkeypatch.setattr(Speech, "symbols", lambda _: "")
-    paths = [tmp_path / f"{name}.safetensors" for name in ("waves", "mels", "vocoder")]
+    paths = [tmp_path / f"{name}.safetensors" for name in ("waves", "mels")]
     module = training(corpus)
     plain = FastSpeech2Training(corpus.n_symbols, corpus.n_speakers, "small", SIZE)
     plain.build(*corpus.spreads())
-    for made, path in zip((module, plain), paths, strict=False):
+    for made, path in zip((module, plain), paths, strict=True):
         torch.nn.init.constant_(made.acoustic.duration.linear.bias, 1.5)
         made.save_weights(path, corpus)
-    sizes = {"dim": 16, "intermediate": 32, "layers": 1}
-    save_vocoder(paths[2], create("vocos", mel_spec("vitalk"), sizes), "vocos", sizes, "vitalk")
-    return module.eval(), paths
+    return module.eval(), (*paths, vocoder())
 
 
 @torch.inference_mode()
@@ -254,26 +241,24 @@ def test_fastspeech2_speaks_with_a_vocoder(files):
     assert audio.rate == 24_000 and len(audio.samples) % HOP == 0 and audio.rms() > -70
 
 
-def test_refuses_models_that_do_not_fit(files, tmp_path):
-    _, (waves, mels, vocoder) = files
+def test_refuses_models_that_do_not_fit(files, vocoder, tmp_path):
+    _, (waves, mels, vocos) = files
     with pytest.raises(UserError, match=r"waves\.safetensors makes waveforms itself; leave the vocoder"):
-        trained_voice(waves, vocoder)
+        trained_voice(waves, vocos)
     with pytest.raises(UserError, match=r"mels\.safetensors makes spectrograms; give the model\.safetensors of a voc"):
         trained_voice(mels)
     with pytest.raises(UserError, match=r"waves\.safetensors holds no vocoder"):
         trained_voice(mels, waves)
     with pytest.raises(UserError, match=r"holds no FastSpeech 2; give"):
-        trained_voice(vocoder, vocoder)
+        trained_voice(vocos, vocos)
     with pytest.raises(UserError, match=r"holds no FastSpeech 2s; give"):
         load_trained2s(mels)
     with pytest.raises(UserError, match=r"holds no FastSpeech 2; give"):
         load_trained(waves)
     with pytest.raises(UserError, match="no trained model at"):
         trained_voice(tmp_path / "none.safetensors")
-    sizes = {"dim": 16, "intermediate": 32, "layers": 1}
-    save_vocoder(vocoder, create("vocos", mel_spec("vocos"), sizes), "vocos", sizes, "vocos")
     with pytest.raises(UserError, match="hears mels of preset vocos"):
-        trained_voice(mels, vocoder)
+        trained_voice(mels, vocoder("vocos"))
     with pytest.raises(UserError, match=r"has no speaker s3; it has s0, s1"):
         trained_voice(waves).speak("Hum.", speaker="s3")
 
@@ -294,7 +279,7 @@ def test_says_what_is_missing(corpus, batch):
         training(corpus, mel="hifigan").slices(batch, starts)
 
 
-def test_a_loss_that_is_no_number_ends_the_run(hums, tmp_path):
-    module = training(data := speech(hums, tmp_path), weights={"stft": float("nan")})
+def test_a_loss_that_is_no_number_ends_the_run(aligned):
+    module = training(data := aligned(batch_frames=200, wave=True), weights={"stft": float("nan")})
     with pytest.raises(UserError, match="the loss became nan at step 0"):
         quiet(1).fit(module, datamodule=data)

@@ -9,14 +9,11 @@ from lightning import seed_everything
 from vitalk.cli.export import export
 from vitalk.errors import UserError
 from vitalk.experiments import budget, short_run
-from vitalk.files import data_root
 from vitalk.recipes import load_recipe
 from vitalk.speech.acoustic.fft_block import length_mask
 from vitalk.speech.align.training import AlignerTraining
 from vitalk.speech.features import Speech
-from vitalk.speech.mel import mel_spec
 from vitalk.speech.text.symbols import utterance_ids
-from vitalk.speech.vocoder.generators import create, save_vocoder
 from vitalk.speech.voice import Voice
 from vitalk.systems.portaspeech import Noise, reproduce
 from vitalk.systems.portaspeech.training import PortaSpeechTraining, load_for_voice, load_trained
@@ -31,12 +28,8 @@ SIZE = {
 
 
 @pytest.fixture(scope="module")
-def corpus(hums, tmp_path_factory):
-    data = Speech(str(hums), cache=str(tmp_path_factory.mktemp("cache")), workers=0, held_out=0.25, batch_frames=400)
-    data.setup()
-    torch.manual_seed(0)
-    data.use(AlignerTraining(data.n_symbols, text_dim=8, dim=8).eval())
-    return data
+def corpus(aligned):
+    return aligned()
 
 
 @pytest.fixture
@@ -198,17 +191,15 @@ def test_presets_build_what_they_name(preset, count):
 # Voices
 
 
-def test_a_trained_network_and_a_vocoder_are_exported_as_a_voice(corpus, tmp_path):
-    acoustic, vocoder = tmp_path / "acoustic.safetensors", tmp_path / "vocoder.safetensors"
+def test_a_trained_network_and_a_vocoder_are_exported_as_a_voice(corpus, vocoder, tmp_path):
+    acoustic = tmp_path / "acoustic.safetensors"
     least = {"variational": {**SIZE["variational"], "encoder": 1}, "postnet": {**SIZE["postnet"], "layers": 1}}
     module = talkative(training(corpus, stage="post", model_args={**SIZE, **least}))
     with torch.no_grad():
         for p in module.net.parameters():
             p.add_(0.02 * torch.randn_like(p))
     module.save_weights(acoustic, corpus)
-    sizes = {"dim": 16, "intermediate": 32, "layers": 1}
-    save_vocoder(vocoder, create("vocos", mel_spec("vitalk"), sizes), "vocos", sizes, "vitalk")
-    export(str(acoustic), tmp_path / "hum.onnx", vocoder=vocoder, licence="CC0")
+    export(str(acoustic), tmp_path / "hum.onnx", vocoder=vocoder(), licence="CC0")
     voice = Voice.load(tmp_path / "hum.onnx")
     assert (voice.name, voice.lang, voice.speakers) == ("hum", "en-us", ["s0", "s1"])
     stored = 2 * (sum(p.numel() for p in module.net.parameters()) + Noise.LENGTH)
@@ -239,7 +230,7 @@ def test_energy_is_loudness_and_pitch_is_left_alone(corpus, tmp_path):
 # What cannot be trained
 
 
-def test_says_what_is_missing(corpus, batch, tmp_path):
+def test_says_what_is_missing(corpus, batch):
     module = training(corpus)
     with pytest.raises(UserError, match="train an aligner"):
         module.loss({name: value for name, value in batch.items() if name != "durations"})
@@ -249,10 +240,6 @@ def test_says_what_is_missing(corpus, batch, tmp_path):
         module.loss({**batch, "mel": batch["mel"][..., :2]})
     with pytest.raises(UserError, match='stage "both" is generator or post'):
         PortaSpeechTraining(320, stage="both")
-    module.FORMAT = "vitalk other"
-    module.save_weights(tmp_path / "other.safetensors", corpus)
-    with pytest.raises(UserError, match="holds no PortaSpeech"):
-        load_trained(tmp_path / "other.safetensors")
 
 
 # The claims
@@ -339,12 +326,9 @@ def test_the_peer_speaks_as_long_a_sentence(monkeypatch):
 
 
 @pytest.mark.data
-def test_measures_on_speech(monkeypatch, tmp_path):
-    if not (data_root() / "speech" / "kokoro_en").is_dir():
-        pytest.skip(f"no kokoro_en in {data_root()}")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_measures_on_speech(monkeypatch, kokoro):
     monkeypatch.setattr(reproduce, "SIZE", SIZE)
     monkeypatch.setattr(reproduce, "SEEDS", 1)
     monkeypatch.setattr(reproduce, "footprint", lambda name: footprints()[name])
-    found = reproduce.measure(0.05, data_root())
+    found = reproduce.measure(0.05, kokoro)
     assert found.verdict != "reproduced" and len(found.details["seeds"]) == 1

@@ -6,11 +6,10 @@ from lightning import seed_everything
 
 from vitalk.errors import UserError
 from vitalk.experiments import budget, short_run
-from vitalk.files import data_root
 from vitalk.speech.features import Speech
 from vitalk.speech.synthesizer import Prompt
 from vitalk.systems.transformer_tts import reproduce
-from vitalk.systems.transformer_tts.training import ForVoice, TransformerTTSTraining, load_trained
+from vitalk.systems.transformer_tts.training import TorchOnly, TransformerTTSTraining, load_trained
 from vitalk.trained import trained_voice
 from vitalk.training import run
 
@@ -89,16 +88,11 @@ def test_from_a_corpus_to_a_voice_by_the_recipe(hums, tmp_path):
 
 
 def test_a_voice_speaks_at_its_own_pace(corpus):
-    voice, one = ForVoice(training(corpus).net.eval()), torch.ones(1)
+    voice, one = TorchOnly(training(corpus).net.eval(), ()), torch.ones(1)
     ids, speaker = torch.randint(1, 60, (1, 3)), torch.tensor([1])
     mel, durations = voice(ids, speaker, one, one, one)
     assert mel.shape[2] == int(durations.sum()) and durations.shape == ids.shape
     assert TransformerTTSTraining.FOLLOWS == ()  # so that a Voice refuses all factors
-
-
-def test_says_what_is_missing(tmp_path):
-    with pytest.raises(UserError, match="no trained model at"):
-        load_trained(tmp_path / "none.safetensors")
 
 
 def rows(stopped, mel):
@@ -146,18 +140,15 @@ def test_arms_differ_in_what_they_are_named_for(corpus, monkeypatch):
 
 
 @pytest.mark.data
-def test_measures_on_real_speech(monkeypatch, tmp_path):
-    if not (data_root() / "speech" / "kokoro_en").is_dir():
-        pytest.skip(f"no kokoro_en in {data_root()}")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_measures_on_real_speech(monkeypatch, kokoro):
     for name, value in (("SIZE", SIZE), ("SEEDS", 1), ("WIDTH", 32), ("SHAPE", (2, 5, 8)), ("HEARD", 1)):
         monkeypatch.setattr(reproduce, name, value)
-    found = reproduce.measure(0.02, data_root())
+    found = reproduce.measure(0.02, kokoro)
     assert found.verdict in ("direction only", "not reproduced") and set(found.details["arms"]) == set(reproduce.ARMS)
 
 
 def test_says_that_no_graph_can_be_made(corpus, monkeypatch):
-    voice, one = ForVoice(training(corpus).net.eval()), torch.ones(1)
+    voice, one = TorchOnly(training(corpus).net.eval(), ()), torch.ones(1)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     with pytest.raises(UserError, match="speaks in torch only"):
         voice(torch.ones(1, 3, dtype=torch.long), torch.tensor([0]), one, one, one)

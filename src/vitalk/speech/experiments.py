@@ -4,10 +4,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning import seed_everything
 
 from vitalk.experiments import short_run
 
+from .acoustic.fft_block import length_mask
+from .acoustic.training import AcousticTraining
 from .align.durations import DurationCache, extract
 from .align.training import AlignerTraining
 from .features import Speech
@@ -38,3 +41,16 @@ def some(corpus: Speech, part: Literal["train", "test"] = "test", most: int = 24
     batches = list(loader.batch_sampler)
     for rows in batches[:: -(-len(batches) // most)]:
         yield loader.collate_fn([loader.dataset[i] for i in rows])
+
+
+@torch.inference_mode()
+def mel_error(model: AcousticTraining, corpus: Speech, part: Literal["train", "test"] = "test") -> float:
+    """Mean mel L1 of ``some`` utterances of a part, told what training tells."""
+    model.eval()
+    total = count = 0.0
+    for batch in some(corpus, part):
+        made, mask = model.mel(batch), length_mask(batch["mel_lengths"], batch["mel"].shape[2])[:, None]
+        total += float((made - batch["mel"]).abs().masked_fill(~mask, 0.0).sum())
+        count += float(mask.sum()) * made.shape[1]
+    model.train()
+    return total / count

@@ -33,6 +33,14 @@ def voice_file(
     return target
 
 
+def voice_files(model: Path, speakers: Collection[str]) -> list[Path]:
+    """The files of new voices beside a model, by name. Raises UserError for names that its own speakers have."""
+    files = sorted((model.parent / "voices").glob("*.safetensors"))
+    if taken := next((file for file in files if file.stem in speakers), None):
+        raise UserError(f"the model has a speaker {taken.stem} of its own; rename {taken}")
+    return files
+
+
 def one_voice(folder: str | Path, speaker: str | None, enough: str) -> dict[str, Any]:
     """Arguments of ``Speech`` for the sentences of one voice, of which a twentieth, one at least, is held out.
 

@@ -4,9 +4,9 @@ import hashlib
 import json
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
@@ -22,15 +22,17 @@ from .variance import Spread
 class AcousticTraining(LightningModule):
     """What the trainings of acoustic models have in common; each builds its network and says its losses.
 
-    Its hyperparameters are among the arguments of each: n_symbols and n_speakers, from the data; mel, the preset of the
-    data; lr, the rate that "noam" (arXiv 1706.03762) reaches at ``warmup_steps`` and "cosine" then lowers to
-    ``min_lr``, as ``schedule`` says; betas of Adam; clip, the largest norm of the gradient, 0 for any; weights of the
-    losses by name, 1 for those that are not named.
+    n_symbols, n_speakers: from the data. model_args: further arguments of the network. mel: the preset of the data.
+    lr: the rate that "noam" (arXiv 1706.03762) reaches at ``warmup_steps`` and "cosine" then lowers to ``min_lr``, as
+    ``schedule`` says. betas: of Adam. clip: the largest norm of the gradient, 0 for any. weights: of the losses by
+    name, 1 for those that are not named. All arguments, those of the subclasses too, are kept as hyperparameters; a
+    subclass names those of these whose default is another, and hands the rest on as ``options``.
     The network is built when the data is known: pitch and energy are scaled by their spread in the corpus.
 
     MONITOR: the validation loss whose least value makes the best checkpoint. FORMAT: of what ``save_weights`` writes,
     "vitalk SLUG". NAME: of the model in sentences. WEIGHTS: of losses, where they are not 1. FOLLOWS: the factors of a
-    voice that the model can be told. WAVES: it needs the recordings themselves to make their mels (``mel``).
+    voice that the model can be told. WAVES: it needs the recordings themselves to make their mels (``mel``). REMEDY:
+    for data without durations.
     Raises UserError for a loss that is not finite.
     """
 
@@ -40,9 +42,24 @@ class AcousticTraining(LightningModule):
     WEIGHTS: dict[str, float] = {}
     FOLLOWS: tuple[str, ...] = ("speed", "pitch", "energy")
     WAVES = False
+    REMEDY = "train an aligner and name its model.safetensors as data.aligner"
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        n_symbols: int,
+        n_speakers: int = 1,
+        model_args: dict[str, Any] | None = None,
+        mel: str = "vitalk",
+        lr: float = 1e-3,
+        schedule: Literal["noam", "cosine"] = "noam",
+        warmup_steps: int = 4000,
+        min_lr: float = 1e-5,
+        betas: tuple[float, float] = (0.9, 0.98),
+        clip: float = 1.0,
+        weights: dict[str, float] | None = None,
+    ):
         super().__init__()
+        self.save_hyperparameters()
         self.net: nn.Module | None = None
 
     def configure_model(self) -> None:  # noqa: D102
@@ -65,6 +82,12 @@ class AcousticTraining(LightningModule):
     @abstractmethod
     def mel(self, batch: dict[str, Tensor]) -> Tensor:
         """What the model makes of recordings, told what training tells it: log-mel [batch, mels, frames]."""
+
+    def durations_of(self, batch: dict[str, Tensor]) -> Tensor:
+        """Frames of each symbol, int64 [batch, text]. Raises UserError where the data has none."""
+        if "durations" not in batch:
+            raise UserError(f"the data has no durations; {self.REMEDY}")
+        return batch["durations"]
 
     def weigh(self, losses: dict[str, Tensor]) -> Tensor:
         """The sum of the losses, each by its weight."""
@@ -130,6 +153,29 @@ class AcousticTraining(LightningModule):
             "symbols": data.symbols(),
         }
         write_tensors(path, self.net.state_dict(), meta)
+
+
+class ForVoice(nn.Module):
+    """A trained network as voices need it: (ids, speaker, speed, pitch, energy) -> (log-mel, durations).
+
+    follows: the factors that the network is told; the others change nothing, and voices refuse them. alone: it knows
+    one voice, and is told of none; None finds out by its table ``speakers``.
+    """
+
+    ARGUMENTS = {"speed": "speed", "pitch": "pitch_factor", "energy": "energy_factor"}  # of the network, by factor
+
+    def __init__(self, net: nn.Module, follows: Collection[str] = AcousticTraining.FOLLOWS, alone: bool | None = None):
+        super().__init__()
+        self.net, self.follows, self.alone = net, follows, net.speakers is None if alone is None else alone
+
+    def forward(
+        self, ids: Tensor, speaker: Tensor | None, speed: Tensor, pitch: Tensor, energy: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """ids [1, text], speaker and factors [1] -> [1, mels, frames], int64 [1, text]."""
+        factors = {"speed": speed, "pitch": pitch, "energy": energy}
+        told = {self.ARGUMENTS[name]: factors[name] for name in self.follows}
+        out = self.net(ids, speaker=None if self.alone else speaker, **told)
+        return out.mel, out.durations
 
 
 def load_module(path: str | Path, kind: type[AcousticTraining]) -> tuple[AcousticTraining, dict[str, Any]]:

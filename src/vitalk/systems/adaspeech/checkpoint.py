@@ -4,6 +4,7 @@ import re
 
 from torch import Tensor
 
+from vitalk.nn.checkpoints import renamed
 from vitalk.systems.fastspeech2.checkpoint import from_ming024
 
 PARTS = {
@@ -13,23 +14,17 @@ PARTS = {
     "phone_level_embed": "phoneme_embedding",
 }  # fmt: skip
 PART = re.compile(rf"^({'|'.join(PARTS)})\.")
-RENAMES = tuple(
-    (re.compile(old), new)
-    for old, new in (
-        (r"\.conv\.(\d+)\.0\.", r".convs.\1."),
-        (r"\.conv\.(\d+)\.2\.layer_norm\.", r".norms.\1."),
-        (r"\.conv\.conv1d_(\d+)\.", lambda found: f".convs.{int(found[1]) - 1}."),
-        (r"\.conv\.layer_norm_(\d+)\.layer_norm\.", lambda found: f".norms.{int(found[1]) - 1}."),
-    )
+RENAMES = (
+    (r"\.conv\.(\d+)\.0\.", r".convs.\1."),
+    (r"\.conv\.(\d+)\.2\.layer_norm\.", r".norms.\1."),
+    (r"\.conv\.conv1d_(\d+)\.", lambda found: f".convs.{int(found[1]) - 1}."),
+    (r"\.conv\.layer_norm_(\d+)\.layer_norm\.", lambda found: f".norms.{int(found[1]) - 1}."),
 )
-WHOLE = tuple(
-    (re.compile(old), new)
-    for old, new in (
-        (r"(^|\.)W_(scale|bias)\.", r"\1\2."),
-        (r"^layer_norm\.", "mel_norm."),
-        (r"^speakers\.", "voices."),
-        (r"^lang_emb\.", "languages."),
-    )
+WHOLE = (
+    (r"(^|\.)W_(scale|bias)\.", r"\1\2."),
+    (r"^layer_norm\.", "mel_norm."),
+    (r"^speakers\.", "voices."),
+    (r"^lang_emb\.", "languages."),
 )
 
 
@@ -52,16 +47,8 @@ def from_tuanh123789(state: dict[str, Tensor]) -> dict[str, Tensor]:
     named = {key.removeprefix("module."): value for key, value in state.items()}
     acoustic = from_rishikksh20(named)
     rest = from_ming024({key: value for key, value in named.items() if not PART.match(key)})
-    found = {}
-    for name, value in rest.items():
-        for pattern, replacement in WHOLE:
-            name = pattern.sub(replacement, name)
-        found[name] = value
-    return acoustic | found
+    return acoustic | {renamed(name, WHOLE): value for name, value in rest.items()}
 
 
 def _acoustic(name: str) -> str:
-    name = PART.sub(lambda found: f"{PARTS[found[1]]}.", name)
-    for pattern, replacement in RENAMES:
-        name = pattern.sub(replacement, name)
-    return name
+    return renamed(PART.sub(lambda found: f"{PARTS[found[1]]}.", name), RENAMES)

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vitalk.errors import UserError
 from vitalk.files import replacing
-from vitalk.speech.acoustic.training import load_module
+from vitalk.speech.acoustic.adapting import voice_files
+from vitalk.speech.acoustic.training import ForVoice, load_module
 from vitalk.speech.acoustic.variance import Spread
 from vitalk.speech.mel import mel_spec
 from vitalk.systems.fastspeech2.model import Targets
@@ -106,21 +106,6 @@ class AdaSpeechTraining(FastSpeech2Training):
         self.net.train(training)
 
 
-class ForVoice(nn.Module):
-    """A folded network as voices need it: (ids, speaker, speed, pitch, energy) -> (log-mel, durations)."""
-
-    def __init__(self, net: AdaSpeech):
-        super().__init__()
-        self.net = net
-
-    def forward(
-        self, ids: Tensor, speaker: Tensor | None, speed: Tensor, pitch: Tensor, energy: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """ids [1, text], speaker and factors [1] -> [1, mels, frames], int64 [1, text]."""
-        out = self.net(ids, speaker=speaker, speed=speed, pitch_factor=pitch, energy_factor=energy)
-        return out.mel, out.durations
-
-
 def load_for_voice(path: str | Path) -> tuple[ForVoice, dict[str, Any]]:
     """(folded network as voices need it, what is known about it): its own speakers and those of ``voices`` beside it.
 
@@ -128,11 +113,6 @@ def load_for_voice(path: str | Path) -> tuple[ForVoice, dict[str, Any]]:
     this model, and for a name that it has already.
     """
     module, about = load_module(path, AdaSpeechTraining)
-    files = sorted((Path(path).parent / "voices").glob("*.safetensors"))
-    adapters = [Adapter.load(file) for file in files]
-    if twice := next((adapter.name for adapter in adapters if adapter.name in about["speakers"]), None):
-        raise UserError(
-            f"the model has a speaker {twice} of its own; rename {Path(path).parent}/voices/{twice}.safetensors"
-        )
+    adapters = [Adapter.load(file) for file in voice_files(Path(path), about["speakers"])]
     about["speakers"] = [*about["speakers"], *(adapter.name for adapter in adapters)]
-    return ForVoice(fold(module.net, adapters)), about
+    return ForVoice(fold(module.net, adapters), alone=False), about

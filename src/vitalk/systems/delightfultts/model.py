@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vitalk.errors import UserError
 from vitalk.speech.acoustic.fft_block import fitting, length_mask, masked, masked_mean, symbol_mask
 from vitalk.speech.acoustic.regulator import Rounding, frames_from_logs, regulate, timed
+from vitalk.speech.acoustic.speakers import vectors_of
 from vitalk.speech.acoustic.ssim import mean_ssim
 from vitalk.speech.acoustic.variance import Spread, Variance, scale_gradient
 from vitalk.speech.align.aligner import Aligner
@@ -225,7 +226,7 @@ class DelightfulTTS(nn.Module):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
         """Symbols -> states [batch, text, dim], their mask, and the condition [batch, width] of gated models."""
         mask = symbol_mask(ids, text_lengths)
-        told = [_told("speaker", self.speakers, speaker), _told("language", self.languages, language)]
+        told = [vectors_of("speaker", self.speakers, speaker), vectors_of("language", self.languages, language)]
         if told[0] is not None and self.unit_speaker:
             told[0] = F.normalize(told[0], dim=-1)
         vectors = [vector for vector in told if vector is not None]
@@ -324,17 +325,6 @@ def _louder(mel: Tensor, factor: Factor, mask: Tensor | None) -> Tensor:
     shift = torch.as_tensor(factor, dtype=mel.dtype, device=mel.device).log()
     mel = mel + (shift[:, None] if shift.ndim == 2 else shift.view(-1, 1, 1))
     return mel if mask is None else mel.masked_fill(~mask[:, None], 0.0)
-
-
-def _told(name: str, table: nn.Embedding | None, given: Tensor | None) -> Tensor | None:
-    if (table is None) != (given is None):
-        raise UserError(f"this model {'needs a' if table is not None else 'knows no'} {name}")
-    if table is None:
-        return None
-    traced = torch.compiler.is_compiling() or torch.compiler.is_exporting()
-    if not traced and not 0 <= int(given.min()) <= int(given.max()) < table.num_embeddings:
-        raise UserError(f"{name} {given.tolist()} is out of range; this model has 0 to {table.num_embeddings - 1}")
-    return table(given)
 
 
 def _sizes(kind: type, given: Any) -> Any:

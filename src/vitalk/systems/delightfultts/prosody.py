@@ -14,11 +14,10 @@ from vitalk.speech.acoustic.fft_block import masked
 from vitalk.speech.acoustic.variance import VariancePredictor
 from vitalk.speech.audio import Audio
 from vitalk.speech.mel import log_mel, mel_spec
+from vitalk.speech.reference import speaker_reference
 
 from .attention import RelativeAttention, TimedAttention
 from .conformer import SLOPE, ChannelNorm, TimeNorm
-
-SHORTEST, LEVEL, SILENCE = 0.3, -23.0, -60.0  # seconds and dB RMS of references
 
 
 @dataclass(frozen=True)
@@ -193,15 +192,7 @@ def reference_mel(audio: Audio, preset: str) -> Tensor:
     """The log-mel [1, mels, frames] of a recording whose utterance prosody is to be followed, of any rate.
 
     preset: of the model's mel. The recording is trimmed and brought to the level of the training data.
-    Raises UserError for recordings of less than 0.3 s of sound, and for silence.
+    Raises UserError where there is less than a second of speech, or sound without a voice.
     """
     spec = mel_spec(preset)
-    if audio.rms() < SILENCE:
-        raise UserError(f"the reference is silent ({audio.rms():.0f} dB); record louder or give another")
-    audio = audio.resampled(spec.rate).trimmed().levelled(LEVEL)
-    if audio.seconds < SHORTEST:
-        raise UserError(
-            f"the reference has {audio.seconds:.2f} s of sound, too short to hear prosody in; "
-            f"give {SHORTEST:g} s or more"
-        )
-    return log_mel(torch.from_numpy(audio.samples)[None], spec)
+    return log_mel(torch.from_numpy(speaker_reference(audio, spec).samples)[None], spec)

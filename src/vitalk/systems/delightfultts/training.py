@@ -40,7 +40,7 @@ class DelightfulTTSTraining(AcousticTraining):
     """Trains DelightfulTTS on symbols, durations, pitch and mels, whose own prosody the decoder hears.
 
     variant: "paper", "voicesmith", "multilingual", "coqui" or "small". model_args: further arguments of
-    ``DelightfulTTS``. mel: the preset of the data. n_symbols, n_speakers: from the data; one speaker has no embedding.
+    ``DelightfulTTS``. n_symbols, n_speakers: from the data; one speaker has no embedding.
     languages: the number of each speaker's language, in the order of their names, None for one language.
     mix_from: the part of the run, 0 to 1, from which on half of the items get predicted prosody, so that the decoder
     meets what it will be told when speaking; 1 for never (ours).
@@ -48,7 +48,7 @@ class DelightfulTTSTraining(AcousticTraining):
     speaker_steps: at first only the speakers' vectors learn, for so many steps.
     binarise_from: step from which on the aligner inside, where the model has one and the data no durations, is drawn
     to its hard path, fully within a thousand more.
-    lr, schedule, warmup_steps, min_lr, betas, clip, weights: see ``AcousticTraining``.
+    mel, options: see ``AcousticTraining``.
 
     The best checkpoint is that of the least mel error with predicted prosody, which is what will be spoken.
     Raises UserError for data without durations where no aligner is inside, and for a loss that is not finite.
@@ -56,6 +56,7 @@ class DelightfulTTSTraining(AcousticTraining):
 
     FORMAT, NAME, MONITOR = "vitalk delightfultts", "DelightfulTTS", "val/mel_predicted"
     WEIGHTS = {"utterance": 0.5, "phoneme": 0.5}
+    REMEDY = f"{AcousticTraining.REMEDY}, or set model_args.aligner"
 
     def __init__(
         self,
@@ -69,16 +70,9 @@ class DelightfulTTSTraining(AcousticTraining):
         init: str | None = None,
         speaker_steps: int = 0,
         binarise_from: int = 18_000,
-        lr: float = 1e-3,
-        schedule: Literal["noam", "cosine"] = "noam",
-        warmup_steps: int = 4000,
-        min_lr: float = 1e-5,
-        betas: tuple[float, float] = (0.9, 0.98),
-        clip: float = 1.0,
-        weights: dict[str, float] | None = None,
+        **options: Any,
     ):
-        super().__init__()
-        self.save_hyperparameters()
+        super().__init__(n_symbols, n_speakers, model_args, mel, **options)
         self.forward_sum = ForwardSumLoss()
         if languages is not None and len(languages) != n_speakers:
             raise UserError(f"{len(languages)} languages are named for {n_speakers} speakers; name one for each")
@@ -126,22 +120,13 @@ class DelightfulTTSTraining(AcousticTraining):
         energy = None if self.net.energy is None else average_by_duration(batch["energy"], durations)
         told = {"ids": batch["ids"], "text_lengths": batch["text_lengths"], "durations": durations, "pitch": pitch,
                 "energy": energy, "reference": batch["mel"], "reference_lengths": batch["mel_lengths"]}  # fmt: skip
-        told |= self._who(batch["speaker"])
+        told |= who_speaks(self.net, batch["speaker"], self.language_of)
         return told, Targets(batch["mel"], durations, pitch, energy), found
-
-    def _who(self, speaker: Tensor) -> dict[str, Tensor]:
-        who = {} if self.net.speakers is None else {"speaker": speaker}
-        return who if self.net.languages is None else who | {"language": self.language_of[speaker]}
 
     def _durations(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Durations of the data or, without them, of the aligner inside, and that one's losses."""
-        if "durations" in batch:
-            return batch["durations"], {}
-        if self.net.aligner is None:
-            raise UserError(
-                "the data has no durations; train an aligner and name its model.safetensors as data.aligner, "
-                "or set model_args.aligner"
-            )
+        if "durations" in batch or self.net.aligner is None:
+            return self.durations_of(batch), {}
         lengths = batch["text_lengths"], batch["mel_lengths"]
         check_lengths(*lengths)
         masks = length_mask(lengths[0], batch["ids"].shape[1]), length_mask(lengths[1], batch["mel"].shape[2])
@@ -187,6 +172,12 @@ class DelightfulTTSTraining(AcousticTraining):
         super().on_before_optimizer_step(optimizer)
 
 
+def who_speaks(net: DelightfulTTS, speaker: Tensor, language_of: Tensor) -> dict[str, Tensor]:
+    """What a network is told of its speakers [batch]: their numbers and languages, where it knows several."""
+    who = {} if net.speakers is None else {"speaker": speaker}
+    return who if net.languages is None else who | {"language": language_of[speaker]}
+
+
 class ForVoice(nn.Module):
     """A trained network as voice files need it: (ids, speaker, speed, pitch, energy) -> (log-mel, durations)."""
 
@@ -199,11 +190,8 @@ class ForVoice(nn.Module):
         self, ids: Tensor, speaker: Tensor | None, speed: Tensor, pitch: Tensor, energy: Tensor
     ) -> tuple[Tensor, Tensor]:
         """ids [1, text], speaker and factors [1] -> [1, mels, frames], int64 [1, text]; speaker None is the first."""
-        who = ids.new_zeros(1) if speaker is None else speaker
-        told = {} if self.net.speakers is None else {"speaker": who}
-        if self.net.languages is not None:
-            told["language"] = self.language_of[who]
-        out = self.net(ids, speed=speed, pitch_factor=pitch, energy_factor=energy, **told)
+        who = who_speaks(self.net, ids.new_zeros(1) if speaker is None else speaker, self.language_of)
+        out = self.net(ids, speed=speed, pitch_factor=pitch, energy_factor=energy, **who)
         return out.mel, out.durations
 
 

@@ -6,13 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitalk.errors import UserError
-from vitalk.speech.acoustic.fft_block import FFTStack, masked_mean, symbol_mask
+from vitalk.speech.acoustic.fft_block import FFTStack, fitting, masked_mean, symbol_mask
 from vitalk.speech.acoustic.regulator import Rounding, frames_from_logs, regulate, timed
+from vitalk.speech.acoustic.speakers import add_speaker
 from vitalk.speech.acoustic.variance import VariancePredictor
 from vitalk.systems.transformer_tts.layers import Layers
 from vitalk.systems.transformer_tts.losses import Distance, mel_distance
-from vitalk.systems.transformer_tts.model import add_speaker
 
 BLOCKS = Layers(6, 2, 1536, (3, 3))  # the paper's
 
@@ -81,10 +80,8 @@ class FastSpeech(nn.Module):
         logs = self.duration(hidden, mask)[..., 0].float()
         if durations is None:
             durations = frames_from_logs(logs, mask, speed, self.rounding)
-        elif durations.shape != ids.shape:
-            raise UserError(f"durations of shape {list(durations.shape)} do not fit a text of {list(ids.shape)}")
         else:
-            durations = timed(durations, mask, speed, self.rounding)
+            durations = timed(fitting("durations", durations, hidden), mask, speed, self.rounding)
         expanded, frame_mask = regulate(hidden, durations)
         inside = None if len(ids) == 1 else frame_mask  # an item alone is as long as its batch
         mel = self.head(self.decoder(expanded, inside)).transpose(1, 2)

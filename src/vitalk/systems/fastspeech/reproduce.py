@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,7 +14,7 @@ from lightning import LightningModule, seed_everything
 from vitalk.experiments import Budget, budget, short_run
 from vitalk.measurement import Measurement, Verdict
 from vitalk.speech.audio import Audio
-from vitalk.speech.experiments import BATCH_FRAMES, align
+from vitalk.speech.experiments import BATCH_FRAMES, align, mel_error, some
 from vitalk.speech.features import Speech
 from vitalk.speech.mel import mel_spec
 from vitalk.speech.pitch import f0
@@ -154,27 +154,6 @@ def make(corpus: Speech, steps: int) -> FastSpeechTraining:
     return model
 
 
-def held_out(corpus: Speech, most: int = 24) -> Iterator[dict[str, Any]]:
-    """Batches of the held-out part, so many at most, from the shortest utterances to the longest."""
-    loader = corpus.whole_dataloader("test")
-    batches = list(loader.batch_sampler)
-    for rows in batches[:: -(-len(batches) // most)]:
-        yield loader.collate_fn([loader.dataset[i] for i in rows])
-
-
-@torch.inference_mode()
-def mel_error(model: FastSpeechTraining, corpus: Speech) -> float:
-    """Mean mel L1 of held-out utterances, told their durations."""
-    model.eval()
-    total = count = 0.0
-    for batch in held_out(corpus):
-        out = model(batch)
-        total += float(((out.mel - batch["mel"]).abs() * out.frame_mask[:, None]).sum())
-        count += float(out.frame_mask.sum()) * out.mel.shape[1]
-    model.train()
-    return total / count
-
-
 @torch.inference_mode()
 def tempo(model: LightningModule, corpus: Speech) -> list[Row]:
     """What other speeds do to held-out sentences, by Griffin-Lim: length times speed and mean F0, relative to speed 1.
@@ -184,7 +163,7 @@ def tempo(model: LightningModule, corpus: Speech) -> list[Row]:
     model.eval()
     spec, kept = mel_spec(corpus.hparams.mel), corpus.hparams
     said: list[list[tuple[int, float]]] = []
-    for row in held_out(corpus, SAID):
+    for row in some(corpus, most=SAID):
         ids, line = row["ids"][:1, : row["text_lengths"][0]], []
         for speed in (1.0, *SPEEDS):
             mel = model.net(ids, speed=speed).mel

@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from vitalk.errors import UserError
-from vitalk.speech.acoustic.training import AcousticTraining, load_module
+from vitalk.speech.acoustic.training import AcousticTraining, ForVoice, load_module
 from vitalk.speech.acoustic.variance import Spread
 from vitalk.speech.mel import mel_spec
 from vitalk.systems.transformer_tts.losses import Distance
@@ -25,15 +24,16 @@ class FastSpeechTraining(AcousticTraining):
     """Trains FastSpeech on symbols, durations and mels.
 
     The data is ``TaughtSpeech``, as in the paper, or ``Speech`` with an aligner.
-    variant: "paper", "rerun" or "small". model_args: further arguments of ``FastSpeech``. mel: the preset of the data.
-    n_symbols, n_speakers: from the data; one speaker has no embedding. distance: of mels, "l2" (paper) or "l1".
-    lr, schedule, warmup_steps, min_lr, betas, clip, weights: see ``AcousticTraining``; "noam" is the paper's.
+    variant: "paper", "rerun" or "small". model_args: further arguments of ``FastSpeech``. n_symbols, n_speakers: from
+    the data; one speaker has no embedding. distance: of mels, "l2" (paper) or "l1". lr, options: see
+    ``AcousticTraining``; "noam" is the paper's.
 
     Raises UserError for data without durations and for a loss that is not finite.
     """
 
     FORMAT, NAME = "vitalk fastspeech", "FastSpeech"
     FOLLOWS = ("speed",)
+    REMEDY = "name the model.safetensors of a teacher (TaughtSpeech) or of an aligner"
 
     def __init__(
         self,
@@ -41,18 +41,11 @@ class FastSpeechTraining(AcousticTraining):
         n_speakers: int = 1,
         variant: Literal["paper", "rerun", "small"] = "paper",
         model_args: dict[str, Any] | None = None,
-        mel: str = "vitalk",
         distance: Distance = "l2",
         lr: float = 8e-4,
-        schedule: Literal["noam", "cosine"] = "noam",
-        warmup_steps: int = 4000,
-        min_lr: float = 1e-5,
-        betas: tuple[float, float] = (0.9, 0.98),
-        clip: float = 1.0,
-        weights: dict[str, float] | None = None,
+        **options: Any,
     ):
-        super().__init__()
-        self.save_hyperparameters()
+        super().__init__(n_symbols, n_speakers, model_args, lr=lr, **options)
 
     def build(self, f0: Spread, energy: Spread) -> nn.Module:
         """Make the network; pitch and energy are none of its inputs."""
@@ -64,12 +57,8 @@ class FastSpeechTraining(AcousticTraining):
 
     def forward(self, batch: dict[str, Tensor]) -> Output:
         """A batch, told its durations."""
-        if "durations" not in batch:
-            raise UserError(
-                "the data has no durations; name the model.safetensors of a teacher (TaughtSpeech) or of an aligner"
-            )
         speaker = None if self.net.speakers is None else batch["speaker"]
-        return self.net(batch["ids"], batch["text_lengths"], batch["durations"], speaker)
+        return self.net(batch["ids"], batch["text_lengths"], self.durations_of(batch), speaker)
 
     def mel(self, batch: dict[str, Tensor]) -> Tensor:  # noqa: D102
         return self(batch).mel
@@ -77,25 +66,6 @@ class FastSpeechTraining(AcousticTraining):
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The losses of a batch; see ``losses`` of the model."""
         return losses(self(batch), batch["mel"], batch["durations"], self.hparams.distance)
-
-
-class ForVoice(nn.Module):
-    """A trained network as voice files need it: (ids, speaker, speed, pitch, energy) -> (log-mel, durations).
-
-    Tempo is all that FastSpeech controls: pitch and energy change nothing, and voices refuse them.
-    """
-
-    def __init__(self, net: FastSpeech):
-        super().__init__()
-        self.net = net
-
-    def forward(
-        self, ids: Tensor, speaker: Tensor | None, speed: Tensor, pitch: Tensor, energy: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """ids [1, text], speaker and factors [1] -> [1, mels, frames], int64 [1, text]."""
-        told = {} if self.net.speakers is None else {"speaker": speaker}
-        out = self.net(ids, speed=speed, **told)
-        return out.mel, out.durations
 
 
 def load_trained(path: str | Path) -> tuple[FastSpeech, dict[str, Any]]:
@@ -107,4 +77,4 @@ def load_trained(path: str | Path) -> tuple[FastSpeech, dict[str, Any]]:
 def load_for_voice(path: str | Path) -> tuple[ForVoice, dict[str, Any]]:
     """``load_trained`` in the form that voices are made of: what ``vitalk export`` asks of an acoustic model."""
     net, about = load_trained(path)
-    return ForVoice(net), about
+    return ForVoice(net, about["follows"]), about

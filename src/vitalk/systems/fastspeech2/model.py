@@ -10,6 +10,7 @@ from vitalk.errors import UserError
 from vitalk.speech.acoustic.fft_block import FFTStack, fitting, masked_mean, symbol_mask
 from vitalk.speech.acoustic.postnet import PostNet
 from vitalk.speech.acoustic.regulator import Rounding, frames_from_logs, regulate, timed
+from vitalk.speech.acoustic.speakers import vectors_of
 from vitalk.speech.acoustic.variance import Spread, Variance, VariancePredictor, scale_gradient
 
 from .pitch import WaveletPitch, WaveletPrediction
@@ -189,10 +190,8 @@ class FastSpeech2(nn.Module):
         mask = symbol_mask(ids, text_lengths)
         hidden = self.encoder(self.symbols(ids), mask)
         for name, part, given in (("speaker", self.speakers, speaker), ("condition", self.condition, condition)):
-            if (part is None) != (given is None):
-                raise UserError(f"this model {'needs a' if part is not None else 'knows no'} {name}")
-            if part is not None:
-                hidden = hidden + part(given)[:, None]
+            if (vectors := vectors_of(name, part, given)) is not None:
+                hidden = hidden + vectors[:, None]
         return hidden, mask
 
     def adapt(

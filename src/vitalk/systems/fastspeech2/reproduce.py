@@ -6,7 +6,7 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning import seed_everything
@@ -15,7 +15,7 @@ from torch import Tensor
 from vitalk.catalog import find
 from vitalk.experiments import Budget, budget, short_run
 from vitalk.measurement import Measurement, Verdict
-from vitalk.speech.experiments import BATCH_FRAMES, align, keep_durations, some
+from vitalk.speech.experiments import BATCH_FRAMES, align, keep_durations, mel_error, some
 from vitalk.speech.features import Speech
 from vitalk.speech.pitch import average_by_duration
 
@@ -129,15 +129,6 @@ def make(arm: str, corpus: Speech, steps: int) -> FastSpeech2Training:
     model.left_out = ARMS[arm]
     model.build(*corpus.spreads(100))
     return model
-
-
-@torch.inference_mode()
-def mel_error(model: FastSpeech2Training, corpus: Speech, part: Literal["train", "test"]) -> float:
-    """Mean mel L1 of teacher-forced utterances of a part, some batches of it."""
-    model.eval()
-    values = [(float(model.loss(batch)[1]["mel"]), int(batch["mel_lengths"].sum())) for batch in some(corpus, part)]
-    model.train()
-    return sum(v * n for v, n in values) / sum(n for _, n in values)
 
 
 @torch.inference_mode()

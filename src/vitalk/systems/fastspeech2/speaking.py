@@ -49,5 +49,4 @@ class Whole(nn.Module):
         self, ids: Tensor, speed: Tensor, pitch: Tensor, energy: Tensor, speaker: Tensor | None = None
     ) -> Tensor:
         """ids [1, text], the others [1]; the mel decoder does not run."""
-        told = {} if speaker is None else {"speaker": speaker}
-        return self.net(ids, speed=speed, pitch_factor=pitch, energy_factor=energy, **told).wave
+        return self.net(ids, speaker=speaker, speed=speed, pitch_factor=pitch, energy_factor=energy).wave

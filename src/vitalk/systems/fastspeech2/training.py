@@ -7,8 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vitalk.errors import UserError
-from vitalk.speech.acoustic.training import AcousticTraining, load_module
+from vitalk.speech.acoustic.training import AcousticTraining, ForVoice, load_module
 from vitalk.speech.acoustic.variance import Spread
 from vitalk.speech.mel import mel_spec
 from vitalk.speech.pitch import average_by_duration
@@ -27,9 +26,8 @@ VARIANTS: dict[str, Callable[..., FastSpeech2]] = {
 class FastSpeech2Training(AcousticTraining):
     """Trains FastSpeech 2 on symbols, durations, pitch, energy and mels.
 
-    variant: "paper", "ming" or "small". model_args: further arguments of ``FastSpeech2``. mel: the preset of the data.
-    n_symbols, n_speakers: from the data; one speaker has no embedding.
-    lr, schedule, warmup_steps, min_lr, betas, clip, weights: see ``AcousticTraining``; "noam" is the paper's.
+    variant: "paper", "ming" or "small". model_args: further arguments of ``FastSpeech2``. n_symbols, n_speakers: from
+    the data; one speaker has no embedding. options: the others of ``AcousticTraining``; "noam" is the paper's.
 
     Raises UserError for data without durations and for a loss that is not finite.
     """
@@ -42,17 +40,9 @@ class FastSpeech2Training(AcousticTraining):
         n_speakers: int = 1,
         variant: Literal["paper", "ming", "small"] = "paper",
         model_args: dict[str, Any] | None = None,
-        mel: str = "vitalk",
-        lr: float = 1e-3,
-        schedule: Literal["noam", "cosine"] = "noam",
-        warmup_steps: int = 4000,
-        min_lr: float = 1e-5,
-        betas: tuple[float, float] = (0.9, 0.98),
-        clip: float = 1.0,
-        weights: dict[str, float] | None = None,
+        **options: Any,
     ):
-        super().__init__()
-        self.save_hyperparameters()
+        super().__init__(n_symbols, n_speakers, model_args, **options)
 
     @property
     def acoustic(self) -> FastSpeech2:
@@ -77,10 +67,6 @@ class FastSpeech2Training(AcousticTraining):
 
     def told(self, batch: dict[str, Tensor]) -> tuple[dict[str, Any], Targets]:
         """What the network is given of a batch, by the names of its arguments, and the targets."""
-        if "durations" not in batch:
-            raise UserError(
-                "the data has no durations; train an aligner and name its model.safetensors as data.aligner"
-            )
         targets = self.targets(batch)
         told = {"ids": batch["ids"], "text_lengths": batch["text_lengths"], "durations": targets.durations,
                 "pitch": self.pitch_told(batch, targets), "energy": targets.energy}  # fmt: skip
@@ -88,8 +74,7 @@ class FastSpeech2Training(AcousticTraining):
 
     def targets(self, batch: dict[str, Tensor]) -> Targets:
         """What the network is compared with, at the levels that it predicts."""
-        durations = batch["durations"]
-        energy = batch["energy"]
+        durations, energy = self.durations_of(batch), batch["energy"]
         if self.acoustic.energy_level == "phoneme":
             energy = average_by_duration(energy, durations)
         common = {"mel": batch["mel"], "durations": durations, "energy": energy}
@@ -121,22 +106,6 @@ class FastSpeech2Training(AcousticTraining):
         return self.acoustic.losses(*self(batch))
 
 
-class ForVoice(nn.Module):
-    """A trained network as voice files need it: (ids, speaker, speed, pitch, energy) -> (log-mel, durations)."""
-
-    def __init__(self, net: FastSpeech2):
-        super().__init__()
-        self.net = net
-
-    def forward(
-        self, ids: Tensor, speaker: Tensor | None, speed: Tensor, pitch: Tensor, energy: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """ids [1, text], speaker and factors [1] -> [1, mels, frames], int64 [1, text]."""
-        told = {} if self.net.speakers is None else {"speaker": speaker}
-        out = self.net(ids, speed=speed, pitch_factor=pitch, energy_factor=energy, **told)
-        return out.mel, out.durations
-
-
 def load_trained(path: str | Path) -> tuple[FastSpeech2, dict[str, Any]]:
     """``load_module`` without the training: (network in eval mode, what is known about it)."""
     module, about = load_module(path, FastSpeech2Training)
@@ -146,4 +115,4 @@ def load_trained(path: str | Path) -> tuple[FastSpeech2, dict[str, Any]]:
 def load_for_voice(path: str | Path) -> tuple[ForVoice, dict[str, Any]]:
     """``load_trained`` in the form that voices are made of: what ``vitalk export`` asks of an acoustic model."""
     net, about = load_trained(path)
-    return ForVoice(net), about
+    return ForVoice(net, about["follows"]), about

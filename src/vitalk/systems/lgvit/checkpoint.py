@@ -3,10 +3,11 @@
 import re
 from typing import Any
 
-import torch
 from timm.models import swin_transformer, vision_transformer
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
+
+from vitalk.nn.checkpoints import joined, renamed
 
 # In order; the first that matches a part of the name replaces it.
 NAMES = (
@@ -76,10 +77,10 @@ def _from_hugging_face(state: dict[str, Tensor], swin: bool) -> dict[str, Tensor
         elif merging := re.match(r"^encoder\.layers\.(\d+)\.downsample\.(.+)$", key):
             key = f"layers.{int(merging[1]) + 1}.downsample.{merging[2]}"  # timm merges where a stage begins
         else:
-            key = _renamed(key, NAMES)
+            key = renamed(key, NAMES)
             key = re.sub(r"^head\.", "head.fc.", key) if swin else key
         out[key] = value
-    return _fused(out)
+    return joined(out, r"\.attn\.(query|key|value)\.", ".attn.qkv.", ("query", "key", "value"))
 
 
 def _place(highway: re.Match[str]) -> tuple[int, int]:
@@ -88,27 +89,9 @@ def _place(highway: re.Match[str]) -> tuple[int, int]:
 
 def _head_name(name: str, attends: bool | None) -> str:
     """attends: whether the head's body is attention; None for linear heads, which have no body."""
-    name = _renamed(name, HEAD_NAMES)
+    name = renamed(name, HEAD_NAMES)
     if name.startswith("layer."):  # ViT-EE's own transformer layer
-        return _renamed(name, NAMES)
+        return renamed(name, NAMES)
     if attends is None:
         return re.sub(r"^norm\.", "pool.", name)
     return re.sub(r"^body\.", "body.attn.", name) if attends else name
-
-
-def _renamed(name: str, table: tuple[tuple[str, str], ...]) -> str:
-    for pattern, new in table:
-        name = re.sub(pattern, new, name)
-    return name
-
-
-def _fused(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Query, key and value as one matrix each, in the places of the queries."""
-    out = {}
-    for key, value in state.items():
-        if ".attn.query." in key:
-            parts = [state[key.replace(".query.", f".{part}.")] for part in ("query", "key", "value")]
-            out[key.replace(".query.", ".qkv.")] = torch.cat(parts)
-        elif ".attn.key." not in key and ".attn.value." not in key:
-            out[key] = value
-    return out

@@ -2,57 +2,54 @@
 
 import re
 
-import torch
 from torch import Tensor
 
-RENAMES = tuple(
-    (re.compile(old), new)
-    for old, new in (
-        (r"^encoder\.emb\.", "linguistic.symbols."),
-        (r"^(?:encoder|ph2word_encoder)\.encoder\.last_ln\.", "linguistic.words.norm."),
-        (r"^encoder\.(pre|encoder)\.", r"linguistic.encoder.\1."),
-        (r"^ph2word_encoder\.(pre|encoder)\.", r"linguistic.words.\1."),
-        (r"\.pre\.conv_layers\.", ".prenet.convs."),
-        (r"\.pre\.norm_layers\.", ".prenet.norms."),
-        (r"\.pre\.proj\.", ".prenet.proj."),
-        (r"\.encoder\.attn_layers\.(\d+)\.emb_rel_k$", r".blocks.\1.attn.keys"),
-        (r"\.encoder\.attn_layers\.(\d+)\.emb_rel_v$", r".blocks.\1.attn.values"),
-        (r"\.encoder\.attn_layers\.(\d+)\.conv_o\.", r".blocks.\1.attn.proj."),
-        (r"\.encoder\.attn_layers\.(\d+)\.conv_([qkv])\.", r".blocks.\1.attn.qkv.\2."),
-        (r"\.encoder\.norm_layers_([12])\.(\d+)\.", r".blocks.\2.norm\1."),
-        (r"\.encoder\.ffn_layers\.(\d+)\.conv_([12])\.", r".blocks.\1.ffn.conv\2."),
-        (r"^dur_predictor\.conv\.(\d+)\.0\.", r"linguistic.duration.convs.\1."),
-        (r"^dur_predictor\.conv\.(\d+)\.2\.", r"linguistic.duration.norms.\1."),
-        (r"^dur_predictor\.linear\.0\.", "linguistic.duration.linear."),
-        (r"^enc_pos_proj\.", "linguistic.attention.symbols."),
-        (r"^dec_query_proj\.", "linguistic.attention.query."),
-        (r"^dec_res_proj\.", "linguistic.attention.residual."),
-        (r"^word_pos_proj\.", "linguistic.attention.place."),
-        (r"^attn\.in_proj_weight$", "linguistic.attention.qkv.weight"),
-        (r"^attn\.out_proj\.", "linguistic.attention.proj."),
-        (r"^spk_id_proj\.", "linguistic.speakers."),
-        (r"^fvae\.g_pre_net\.0\.", "generator.condition."),
-        (r"^fvae\.encoder\.pre_net\.0\.", "generator.enter."),
-        (r"^fvae\.encoder\.nn\.", "generator.encoder."),
-        (r"^fvae\.encoder\.out_proj\.", "generator.posterior."),
-        (r"^fvae\.decoder\.pre_net\.0\.", "generator.expand."),
-        (r"^fvae\.decoder\.nn\.", "generator.decoder."),
-        (r"^fvae\.decoder\.out_proj\.", "generator.head."),
-        (r"^fvae\.prior_flow\.flows\.(\d+)\.", lambda found: f"generator.prior.steps.{int(found[1]) // 2}."),
-        (r"^(generator\.prior\.steps\.\d+)\.pre\.", r"\1.start."),
-        (r"^(generator\.prior\.steps\.\d+)\.enc\.", r"\1.stack."),
-        (r"^(generator\.prior\.steps\.\d+)\.post\.", r"\1.end."),
-        (r"^post_flow\.flows\.(\d+)\.",
-         lambda found: f"postnet.steps.{int(found[1]) // 3}.{('norm', 'mix', 'coupling')[int(found[1]) % 3]}."),
-        (r"^(postnet\.steps\.\d+\.coupling)\.wn\.", r"\1.stack."),
-        (r"\.mix\.p$", ".mix.permutation"), (r"\.mix\.sign_s$", ".mix.signs"), (r"\.mix\.l$", ".mix.lower"),
-        (r"\.mix\.log_s$", ".mix.log_diagonal"), (r"\.mix\.u$", ".mix.upper"), (r"\.norm\.logs$", ".norm.log_scale"),
-        (r"\.gamma$", ".weight"), (r"\.beta$", ".bias"),
-        (r"\.weight_g$", ".parametrizations.weight.original0"), (r"\.weight_v$", ".parametrizations.weight.original1"),
-    )
+from vitalk.nn.checkpoints import joined, renamed
+
+RENAMES = (
+    (r"^encoder\.emb\.", "linguistic.symbols."),
+    (r"^(?:encoder|ph2word_encoder)\.encoder\.last_ln\.", "linguistic.words.norm."),
+    (r"^encoder\.(pre|encoder)\.", r"linguistic.encoder.\1."),
+    (r"^ph2word_encoder\.(pre|encoder)\.", r"linguistic.words.\1."),
+    (r"\.pre\.conv_layers\.", ".prenet.convs."),
+    (r"\.pre\.norm_layers\.", ".prenet.norms."),
+    (r"\.pre\.proj\.", ".prenet.proj."),
+    (r"\.encoder\.attn_layers\.(\d+)\.emb_rel_k$", r".blocks.\1.attn.keys"),
+    (r"\.encoder\.attn_layers\.(\d+)\.emb_rel_v$", r".blocks.\1.attn.values"),
+    (r"\.encoder\.attn_layers\.(\d+)\.conv_o\.", r".blocks.\1.attn.proj."),
+    (r"\.encoder\.attn_layers\.(\d+)\.conv_([qkv])\.", r".blocks.\1.attn.qkv.\2."),
+    (r"\.encoder\.norm_layers_([12])\.(\d+)\.", r".blocks.\2.norm\1."),
+    (r"\.encoder\.ffn_layers\.(\d+)\.conv_([12])\.", r".blocks.\1.ffn.conv\2."),
+    (r"^dur_predictor\.conv\.(\d+)\.0\.", r"linguistic.duration.convs.\1."),
+    (r"^dur_predictor\.conv\.(\d+)\.2\.", r"linguistic.duration.norms.\1."),
+    (r"^dur_predictor\.linear\.0\.", "linguistic.duration.linear."),
+    (r"^enc_pos_proj\.", "linguistic.attention.symbols."),
+    (r"^dec_query_proj\.", "linguistic.attention.query."),
+    (r"^dec_res_proj\.", "linguistic.attention.residual."),
+    (r"^word_pos_proj\.", "linguistic.attention.place."),
+    (r"^attn\.in_proj_weight$", "linguistic.attention.qkv.weight"),
+    (r"^attn\.out_proj\.", "linguistic.attention.proj."),
+    (r"^spk_id_proj\.", "linguistic.speakers."),
+    (r"^fvae\.g_pre_net\.0\.", "generator.condition."),
+    (r"^fvae\.encoder\.pre_net\.0\.", "generator.enter."),
+    (r"^fvae\.encoder\.nn\.", "generator.encoder."),
+    (r"^fvae\.encoder\.out_proj\.", "generator.posterior."),
+    (r"^fvae\.decoder\.pre_net\.0\.", "generator.expand."),
+    (r"^fvae\.decoder\.nn\.", "generator.decoder."),
+    (r"^fvae\.decoder\.out_proj\.", "generator.head."),
+    (r"^fvae\.prior_flow\.flows\.(\d+)\.", lambda found: f"generator.prior.steps.{int(found[1]) // 2}."),
+    (r"^(generator\.prior\.steps\.\d+)\.pre\.", r"\1.start."),
+    (r"^(generator\.prior\.steps\.\d+)\.enc\.", r"\1.stack."),
+    (r"^(generator\.prior\.steps\.\d+)\.post\.", r"\1.end."),
+    (r"^post_flow\.flows\.(\d+)\.",
+     lambda found: f"postnet.steps.{int(found[1]) // 3}.{('norm', 'mix', 'coupling')[int(found[1]) % 3]}."),
+    (r"^(postnet\.steps\.\d+\.coupling)\.wn\.", r"\1.stack."),
+    (r"\.mix\.p$", ".mix.permutation"), (r"\.mix\.sign_s$", ".mix.signs"), (r"\.mix\.l$", ".mix.lower"),
+    (r"\.mix\.log_s$", ".mix.log_diagonal"), (r"\.mix\.u$", ".mix.upper"), (r"\.norm\.logs$", ".norm.log_scale"),
+    (r"\.gamma$", ".weight"), (r"\.beta$", ".bias"),
+    (r"\.weight_g$", ".parametrizations.weight.original0"), (r"\.weight_v$", ".parametrizations.weight.original1"),
 )  # fmt: skip
 CONSTANT = re.compile(r"\.mix\.(l_mask|eye)$")
-JOINT = re.compile(r"\.qkv\.([qkv])\.")
 FLAT = re.compile(r"\.(prenet\.proj|attn\.proj|attn\.qkv)\.")  # 1x1 convolutions there, linear layers here
 LAYER = re.compile(r"^(.*)\.(in_layers|res_skip_layers|cond_layer)(?:\.(\d+))?\.(.*)$")
 
@@ -64,23 +61,16 @@ def from_natspeech(state: dict[str, Tensor]) -> dict[str, Tensor]:
     ps_flow_small_nips2021); the release's later model has convolutional stacks and a dictionary of words.
     """
     out: dict[str, Tensor] = {}
-    joint: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():
-        name = key.removeprefix("model.")
-        for pattern, replacement in RENAMES:
-            name = pattern.sub(replacement, name)
+        name = renamed(key.removeprefix("model."), RENAMES)
         if CONSTANT.search(name):
             continue
         if FLAT.search(name) and value.ndim == 3:
             value = value[..., 0]
         elif name.endswith((".attn.keys", ".attn.values")):
             value = value[0]
-        if part := JOINT.search(name):
-            joint.setdefault(JOINT.sub(".qkv.", name), {})[part[1]] = value
-        else:
-            out[name] = value
-    out |= {name: torch.cat([parts[letter] for letter in "qkv"]) for name, parts in joint.items()}
-    return _apart(out)
+        out[name] = value
+    return _apart(joined(out, r"\.qkv\.([qkv])\.", ".qkv.", "qkv"))
 
 
 def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitalk.errors import UserError
 from vitalk.nn.precision import full_precision
-from vitalk.speech.acoustic.fft_block import masked, symbol_mask
+from vitalk.speech.acoustic.fft_block import fitting, masked, symbol_mask
 from vitalk.speech.acoustic.regulator import LONGEST, frame_index, timed, whole_frames
 from vitalk.speech.acoustic.relative import RelativeStack
+from vitalk.speech.acoustic.speakers import add_speaker
 from vitalk.speech.acoustic.variance import VariancePredictor, scale_gradient
 from vitalk.speech.text.symbols import PUNCTUATION, SYMBOLS
 
@@ -163,7 +163,9 @@ class Linguistic(nn.Module):
         pooled = pooled.scatter_add(1, words[..., None].expand_as(hidden), hidden) / sizes.clamp(min=1)[..., None]
         encoded = self.words(pooled, None if mask is None else word_mask)
         predicted = self.predict(hidden, mask, words, many)
-        asked = predicted if durations is None else _summed(_fitting(durations, ids), words, text_mask, many)
+        asked = predicted
+        if durations is not None:
+            asked = _summed(fitting("durations", durations, ids), words, text_mask, many)
         asked = timed(asked, word_mask, speed)
         used = in_blocks(asked)
         frames = BLOCK * (used.sum(1) // BLOCK).max().item()
@@ -179,21 +181,8 @@ class Linguistic(nn.Module):
     def encode(self, ids: Tensor, text_lengths: Tensor | None, speaker: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Symbols -> hidden sequence [batch, text, dim] and its mask, None where nothing is padding."""
         mask = symbol_mask(ids, text_lengths)
-        if (self.speakers is None) != (speaker is None):
-            raise UserError(f"this model {'needs a' if self.speakers is not None else 'knows no'} speaker")
-        if (
-            speaker is not None
-            and not torch.compiler.is_compiling()
-            and int(speaker.max()) >= len(self.speakers.weight)
-        ):
-            raise UserError(
-                f"there is no speaker {int(speaker.max())}; this model knows {len(self.speakers.weight)} speakers, "
-                "counted from 0"
-            )
         hidden = self.encoder(self.symbols(ids) * self.symbols.embedding_dim**0.5, mask)
-        if self.speakers is not None:
-            hidden = masked(hidden + self.speakers(speaker)[:, None], mask)
-        return hidden, mask
+        return masked(add_speaker(hidden, self.speakers, speaker), mask), mask
 
     def predict(self, hidden: Tensor, mask: Tensor | None, words: Tensor, many: int) -> Tensor:
         """Frames of each word [batch, words]: those of its symbols, summed.
@@ -206,9 +195,3 @@ class Linguistic(nn.Module):
 
 def _summed(values: Tensor, words: Tensor, mask: Tensor, many: int) -> Tensor:
     return values.new_zeros(len(values), many).scatter_add(1, words, values.masked_fill(~mask, 0))
-
-
-def _fitting(durations: Tensor, ids: Tensor) -> Tensor:
-    if durations.shape != ids.shape:
-        raise UserError(f"durations of shape {list(durations.shape)} do not fit {list(ids.shape)} (batch, text)")
-    return durations

@@ -22,14 +22,14 @@ class PortaSpeechTraining(AcousticTraining):
     """Trains PortaSpeech: all but the post-net ("generator"), or the post-net alone on what that made ("post").
 
     n_symbols, n_speakers: from the data; one speaker has no embedding. variant: "normal" or "small". model_args:
-    further arguments of ``PortaSpeech``. mel: the preset of the data.
+    further arguments of ``PortaSpeech``.
     stage: "generator" minimises half the L1 and half of 1 - SSIM of the coarse mel, the KL divergence, of which no
     gradient flows before step ``kl_start``, and the distance of word durations, "l1" or "mse" as ``durations`` says.
     "post" minimises the post-net's negative log-likelihood. All else is frozen, comes from ``start``, the
     model.safetensors of a run of the first stage, and makes coarse mels by way of the posterior, as in the paper.
     Activation norms begin with the deviations of one batch of the corpus (Glow's way; the release begins with 1).
-    lr, schedule, warmup_steps, min_lr, betas, clip, weights: see ``AcousticTraining``; ``min_lr`` of ``lr`` is the
-    release's, constant after the warm-up. Each stage has its own optimiser so.
+    lr, schedule, warmup_steps, min_lr, options: see ``AcousticTraining``; ``min_lr`` of ``lr`` is the release's,
+    constant after the warm-up. Each stage has its own optimiser so.
 
     Raises UserError for data without durations, a second stage without a first of the same sizes, and a loss that is
     not finite.
@@ -46,7 +46,6 @@ class PortaSpeechTraining(AcousticTraining):
         n_speakers: int = 1,
         variant: Literal["normal", "small"] = "normal",
         model_args: dict[str, Any] | None = None,
-        mel: str = "vitalk",
         stage: Literal["generator", "post"] = "generator",
         start: str | None = None,
         kl_start: int = 10_000,
@@ -55,14 +54,14 @@ class PortaSpeechTraining(AcousticTraining):
         schedule: Literal["noam", "cosine"] = "cosine",
         warmup_steps: int = 8000,
         min_lr: float = 2e-4,
-        betas: tuple[float, float] = (0.9, 0.98),
-        clip: float = 1.0,
-        weights: dict[str, float] | None = None,
+        **options: Any,
     ):
-        super().__init__()
+        super().__init__(
+            n_symbols, n_speakers, model_args, lr=lr, schedule=schedule, warmup_steps=warmup_steps, min_lr=min_lr,
+            **options,
+        )  # fmt: skip
         if stage not in ("generator", "post") or durations not in ("l1", "mse"):
             raise UserError(f'stage "{stage}" is generator or post, durations "{durations}" are l1 or mse')
-        self.save_hyperparameters()
 
     def build(self, f0: Spread, energy: Spread) -> nn.Module:
         """Make the network; only the part that the stage is about learns."""
@@ -114,14 +113,11 @@ class PortaSpeechTraining(AcousticTraining):
 
     def read(self, batch: dict[str, Tensor]) -> Reading:
         """The text of a batch with the durations that it brings."""
-        if "durations" not in batch:
-            raise UserError(
-                "the data has no durations; train an aligner and name its model.safetensors as data.aligner"
-            )
+        durations = self.durations_of(batch)
         if int(batch["mel_lengths"].min()) < BLOCK:
             raise UserError(f"an utterance lasts less than {BLOCK} frames, too short to learn from; remove it")
         told = {} if self.net.linguistic.speakers is None else {"speaker": batch["speaker"]}
-        return self.net.linguistic(batch["ids"], batch["text_lengths"], batch["durations"], **told)
+        return self.net.linguistic(batch["ids"], batch["text_lengths"], durations, **told)
 
     def coarse(self, batch: dict[str, Tensor]) -> tuple[Reading, Tensor, Tensor]:
         """(reading, coarse mel by way of the posterior, the mel that it is to become) of a batch."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vitalk.errors import UserError
 from vitalk.speech.acoustic.fft_block import length_mask, symbol_mask
 from vitalk.speech.acoustic.postnet import PostNet
+from vitalk.speech.acoustic.speakers import add_speaker
 
 from .alignment import durations_from
 from .layers import DecoderLayer, DecoderPrenet, EncoderLayer, EncoderPrenet, Layers, ScaledPositions
@@ -227,20 +228,6 @@ class TransformerTTS(nn.Module):
     def _frames(self, made: Tensor) -> Tensor:
         """[batch, steps, r * mels] -> [batch, mels, steps * r]."""
         return made.unflatten(-1, (self.r, self.mels)).flatten(1, 2).transpose(1, 2)
-
-
-def add_speaker(x: Tensor, voices: nn.Embedding | None, speaker: Tensor | None) -> Tensor:
-    """x [batch, time, dim] with the vectors of the speakers [batch] added, where the model has several.
-
-    Raises UserError where there is a speaker and no voices, or the other way round, and for numbers out of range.
-    """
-    if (voices is None) != (speaker is None):
-        raise UserError(f"this model {'needs a' if voices is not None else 'knows no'} speaker")
-    if voices is None:
-        return x
-    if not torch.compiler.is_compiling() and not 0 <= int(speaker.min()) <= int(speaker.max()) < voices.num_embeddings:
-        raise UserError(f"speaker {speaker.tolist()} is none of the {voices.num_embeddings}; numbers begin at 0")
-    return x + voices(speaker)[:, None]
 
 
 def _sizes(kind: type, given: Any) -> Any:

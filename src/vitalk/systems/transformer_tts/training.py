@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vitalk.errors import UserError
-from vitalk.speech.acoustic.training import AcousticTraining, load_module
+from vitalk.speech.acoustic.training import AcousticTraining, ForVoice, load_module
 from vitalk.speech.acoustic.variance import Spread
 from vitalk.speech.mel import mel_spec
 
@@ -35,11 +35,11 @@ class TransformerTTSTraining(AcousticTraining):
     """Trains Transformer TTS on symbols and mels, every frame told the true ones before it.
 
     variant: "paper", "teacher", "fs2", "soobinseo" or "small". model_args: further arguments of ``TransformerTTS``.
-    mel: the preset of the data. n_symbols, n_speakers: from the data; one speaker has no embedding.
+    n_symbols, n_speakers: from the data; one speaker has no embedding.
     distance: of mels, "l2" (paper) or "l1". stop_weight: of the one step that is the end, the paper's is 5 to 8.
     guided: in how many of the last layers half of the heads are held to the diagonal, 0 for none; how strongly, the
     weight of "guided" says.
-    lr, schedule, warmup_steps, min_lr, betas, clip, weights: see ``AcousticTraining``; "noam" is the paper's.
+    lr, options: see ``AcousticTraining``; "noam" is the paper's.
 
     Raises UserError for a loss that is not finite.
     """
@@ -53,20 +53,13 @@ class TransformerTTSTraining(AcousticTraining):
         n_speakers: int = 1,
         variant: Literal["paper", "teacher", "fs2", "soobinseo", "small"] = "paper",
         model_args: dict[str, Any] | None = None,
-        mel: str = "vitalk",
         distance: Distance = "l2",
         stop_weight: float = 5.0,
         guided: int = 0,
         lr: float = 7e-4,
-        schedule: Literal["noam", "cosine"] = "noam",
-        warmup_steps: int = 4000,
-        min_lr: float = 1e-5,
-        betas: tuple[float, float] = (0.9, 0.98),
-        clip: float = 1.0,
-        weights: dict[str, float] | None = None,
+        **options: Any,
     ):
-        super().__init__()
-        self.save_hyperparameters()
+        super().__init__(n_symbols, n_speakers, model_args, lr=lr, **options)
 
     def build(self, f0: Spread, energy: Spread) -> nn.Module:
         """Make the network; pitch and energy are none of its inputs."""
@@ -90,30 +83,16 @@ class TransformerTTSTraining(AcousticTraining):
         return losses(self(batch, h.guided), batch["mel"], h.distance, h.stop_weight, h.guided > 0)
 
 
-class ForVoice(nn.Module):
-    """A trained network as voices need it: (ids, speaker, speed, pitch, energy) -> (log-mel, durations).
+class TorchOnly(ForVoice):
+    """``ForVoice`` of networks that no graph holds; the durations are those in the attention."""
 
-    Nothing but the text decides how it speaks: voices refuse factors other than 1.
-    """
-
-    def __init__(self, net: TransformerTTS):
-        super().__init__()
-        self.net = net
-
-    def forward(
-        self, ids: Tensor, speaker: Tensor | None, speed: Tensor, pitch: Tensor, energy: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """ids [1, text], speaker and factors [1] -> [1, mels, frames], int64 [1, text] as the attention has them.
-
-        Raises UserError where a graph is to be made of it.
-        """
+    def forward(self, *told: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See ``ForVoice``. Raises UserError where a graph is to be made of it."""
         if torch.compiler.is_compiling():
             raise UserError(
                 "Transformer TTS ends where it says so itself, which no graph holds; it speaks in torch only"
             )
-        told = {} if self.net.speakers is None else {"speaker": speaker}
-        out = self.net(ids, **told)
-        return out.mel, out.durations
+        return super().forward(*told)
 
 
 def load_trained(path: str | Path) -> tuple[TransformerTTS, dict[str, Any]]:
@@ -125,4 +104,4 @@ def load_trained(path: str | Path) -> tuple[TransformerTTS, dict[str, Any]]:
 def load_for_voice(path: str | Path) -> tuple[ForVoice, dict[str, Any]]:
     """``load_trained`` in the form that voices are made of."""
     net, about = load_trained(path)
-    return ForVoice(net), about
+    return TorchOnly(net, about["follows"]), about

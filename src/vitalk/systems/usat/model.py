@@ -16,6 +16,7 @@ from vitalk.speech.acoustic.gated import fold
 from vitalk.speech.acoustic.noise import Draw
 from vitalk.speech.acoustic.regulator import LONGEST, frame_index
 from vitalk.speech.acoustic.relative import RelativeStack
+from vitalk.speech.acoustic.speakers import numbered
 from vitalk.speech.align.search import maximum_path
 from vitalk.speech.mel import MelSpec, magnitudes, mel_spec
 from vitalk.speech.vocoder.generators import create, output_rate
@@ -269,10 +270,7 @@ class Usat(nn.Module):
             if count > 1:
                 raise UserError(f"this model needs a speaker or a voice; give numbers below {count}, or vectors")
             return self.voices.expand(len(ids), -1)
-        # An exported graph cannot ask; those who run it look the names up.
-        if not torch.compiler.is_compiling() and not 0 <= int(speaker.min()) <= int(speaker.max()) < count:
-            raise UserError(f"there is no speaker {speaker.tolist()}; numbers go from 0 to {count - 1}")
-        return self.voices[speaker]
+        return self.voices[numbered("speaker", speaker, count)]
 
 
 def linear(wave: Tensor, spec: MelSpec) -> Tensor:

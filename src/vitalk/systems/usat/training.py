@@ -37,11 +37,11 @@ class UsatTraining(AcousticTraining):
     Validation has no adversaries, and the least "loss" of the rest makes the best checkpoint. "margin" is the monitor
     of the speaker encoder: cosine of vectors of the same speaker less that of different ones; 0 where it collapsed.
 
-    n_symbols, n_speakers: from the data. variant: "paper" or "small". model_args: further arguments of ``Usat``. mel:
-    the preset of the data. segment: frames that are decoded to waves for each item. discriminators: of waves, see
+    n_symbols, n_speakers: from the data. variant: "paper" or "small". model_args: further arguments of ``Usat``.
+    segment: frames that are decoded to waves for each item. discriminators: of waves, see
     ``vocoder.training.OPPONENTS``. ramp: steps within which the speaker encoder comes to heed D_p and the flow D_t;
     from the first step on they would make the encoder say the same of everybody (ours).
-    lr, warmup_steps, min_lr, betas, clip, weights: see ``AcousticTraining``; schedule "decay" multiplies the rate by
+    lr, warmup_steps, betas, clip, options: see ``AcousticTraining``; schedule "decay" multiplies the rate by
     ``decay`` after each epoch (by epoch, not by step, is (unconfirmed)), "cosine" is for short runs.
 
     Everything moves at once: generators and discriminators see the batch with the weights from before the step, where
@@ -61,7 +61,6 @@ class UsatTraining(AcousticTraining):
         n_speakers: int = 1,
         variant: Literal["paper", "small"] = "paper",
         model_args: dict[str, Any] | None = None,
-        mel: str = "vitalk",
         segment: int = 32,
         discriminators: Literal["hifigan", "small"] = "hifigan",
         ramp: int = 10_000,
@@ -69,15 +68,16 @@ class UsatTraining(AcousticTraining):
         schedule: Literal["decay", "cosine"] = "decay",
         decay: float = 0.9999,
         warmup_steps: int = 1,
-        min_lr: float = 1e-5,
         betas: tuple[float, float] = (0.8, 0.99),
         clip: float = 0.0,
-        weights: dict[str, float] | None = None,
+        **options: Any,
     ):
-        super().__init__()
+        super().__init__(
+            n_symbols, n_speakers, model_args, lr=lr, schedule=schedule, warmup_steps=warmup_steps, betas=betas,
+            clip=clip, **options,
+        )  # fmt: skip
         if schedule not in ("decay", "cosine"):
             raise UserError(f'there is no schedule "{schedule}"; choose decay or cosine')
-        self.save_hyperparameters()
         self.rivals: nn.ModuleDict | None = None
 
     def build(self, f0: Spread, energy: Spread) -> nn.Module:

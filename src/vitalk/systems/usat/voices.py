@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vitalk.errors import UserError
+from vitalk.speech.acoustic.adapting import voice_files
 from vitalk.speech.acoustic.training import fingerprint, read_trained
 
 from .adapters import Adapters, adapter_weights, insert, sharing
@@ -64,12 +65,10 @@ def voices_of(net: Usat, path: Path, speakers: Sequence[str]) -> list[AdaptedVoi
 
     path: the model's file; speakers: its own. Raises UserError for voices of another model and for a taken name.
     """
-    files = sorted((path.parent / "voices").glob("*.safetensors"))
+    files = voice_files(path, speakers)
     mark = fingerprint(net) if files else ""
     found = [AdaptedVoice.load(file) for file in files]
-    for voice, file in zip(found, files, strict=True):
-        if voice.name in speakers:
-            raise UserError(f"the model has a speaker {voice.name} of its own; rename {file}")
+    for voice in found:
         if voice.model != mark:
             raise UserError(f"the voice {voice.name} was made for another model; adapt it again, or remove it")
     return found
