@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from vitalk.benchmarks.acoustic import PLANS, Setting, compare, recipe
+from vitalk.benchmarks.acoustic import PLANS, TIMED, Setting, affordable, compare, recipe
 from vitalk.errors import UserError
 from vitalk.recipes import load_recipe
 
@@ -47,3 +47,12 @@ def test_the_verb_refuses_unknown_systems():
 
     done = CliRunner().invoke(app, ["bench", "acoustic", "--only", "evit"])
     assert isinstance(done.exception, UserError) and "--only evit is not known" in str(done.exception)
+
+
+def test_as_many_steps_as_fit_after_the_start():
+    start, step = 14.0, 0.25
+    short, long = (start + steps * step for steps in TIMED)
+    assert affordable(short, long, 540.0) == int((540.0 - short) / step)
+    assert affordable(short, long, 20.0) == TIMED[1]  # the least, even where time is short
+    with pytest.raises(UserError, match="something else is running"):
+        affordable(long, short, 540.0)

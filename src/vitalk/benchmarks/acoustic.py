@@ -24,7 +24,7 @@ from vitalk.speech.judge.voices import LEVEL, evaluate_voices
 from vitalk.vision.cost import peak_memory
 
 VITALK = [sys.executable, "-c", "from vitalk.cli import main; main()"]
-TIMED = (6, 30)  # steps of the two short runs whose difference tells what a step takes
+TIMED = (6, 60)  # steps of the two short runs whose difference tells what a step takes
 FRAMES = 2_000  # of a batch: in minutes on a processor, many small steps teach far more than the presets' larger ones
 SPOKEN = "The quick brown fox jumps over the lazy dog."
 NOTE = (
@@ -107,13 +107,27 @@ def train(slug: str, setting: Setting, console: Console) -> dict[str, Any]:
     share = setting.minutes / len(PLANS[slug].presets)
     for stage, preset in enumerate(PLANS[slug].presets):
         console.print(f"{slug} {preset}: {share:g} minutes")
-        trials = [_fit(slug, stage, steps, setting, setting.folder / f".{slug}-{steps}") for steps in TIMED]
-        step = max((trials[1] - trials[0]) / (TIMED[1] - TIMED[0]), 1e-3)
-        steps = max(math.floor((60 * share - trials[0]) / step), TIMED[1])
+        steps = affordable(
+            *(_fit(slug, stage, steps, setting, setting.folder / f".{slug}-{steps}") for steps in TIMED), 60 * share
+        )
         told["train_minutes"] += _fit(slug, stage, steps, setting, setting.folder / f"{slug}-{preset}") / 60
         told["steps"] += steps
     write_whole(kept, json.dumps(told))
     return told
+
+
+def affordable(short: float, long: float, seconds: float) -> int:
+    """How many steps fit into so many seconds, by what two runs of ``TIMED`` steps took.
+
+    Raises UserError where the longer one did not take longer, as happens beside other work.
+    """
+    step = (long - short) / (TIMED[1] - TIMED[0])
+    if step < 0.1 * long / TIMED[1]:
+        raise UserError(
+            f"{TIMED[0]} steps took {short:.0f} s and {TIMED[1]} steps {long:.0f} s: something else is running; stop "
+            "it and start again, what is trained is kept"
+        )
+    return max(math.floor((seconds - short) / step), TIMED[1])
 
 
 def _fit(slug: str, stage: int, steps: int, setting: Setting, folder: Path) -> float:
