@@ -34,7 +34,8 @@ NOTE = (
     "recordings) and DNSMOS (at -23 dB) of {sentences} held-out sentences; recording: the corpus's own, which are the "
     "bound. Repeated and skipped: words of {hard} sentences that are hard on attention, and the share of these with "
     "any. Parameters: of the acoustic model as it speaks. Real-time factor: text to waveform, the vocoder included. "
-    "MB: peak of a process that says one sentence, torch included."
+    "MB: peak of a process that says one sentence, torch included. Train minutes: what the steps took, which were "
+    "chosen by two short runs; more where other work slowed them down."
 )
 
 
