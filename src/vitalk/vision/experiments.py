@@ -17,7 +17,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 
 from vitalk.experiments import Budget, short_run
 
-from .classifier import Classifier
+from .classifier import ClassifierTraining
 from .data import cifar_arrays
 
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.244, 0.262)  # of CIFAR-10
@@ -80,7 +80,7 @@ class Pictures(Dataset):
 
 
 def fit(
-    model: Classifier,
+    model: ClassifierTraining,
     pictures: Pictures,
     steps: int,
     batch: int = 128,
@@ -91,7 +91,7 @@ def fit(
     return short_run(model, pictures.batches(batch), steps, tick, seconds)
 
 
-def with_model(classifier: Classifier, model: nn.Module) -> Classifier:
+def with_model(classifier: ClassifierTraining, model: nn.Module) -> ClassifierTraining:
     """``classifier``, which from now on trains ``model`` itself, with the attention of timm's blocks multiplied out.
 
     Few tokens train faster so on a CPU; it is what ``fused_attn: False`` does to a classifier's own model.
@@ -133,7 +133,7 @@ class Comparison:
 
 
 def compare(
-    models: dict[str, Callable[[int], Classifier]],
+    models: dict[str, Callable[[int], ClassifierTraining]],
     train: Pictures,
     test: Pictures,
     time: Budget,
