@@ -20,6 +20,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from tests.nn.quant.test_sites import tiny_swin, tiny_vit
+from tests.systems.vision_checks import refuses_broken_input
 from vitalk.deploy.onnx_export import export_onnx
 from vitalk.deploy.preprocess import Preprocess
 from vitalk.deploy.runtime import open_engine
@@ -459,16 +460,7 @@ def test_refuses_settings_that_mean_nothing(change, message):
 
 
 def test_refuses_broken_input():
-    model, images = tiny_vit(), torch.randn(2, 3, 16, 16)
-    with pytest.raises(UserError, match="needs pictures"):
-        quick(model, images[:0])
-    with pytest.raises(UserError, match="pictures hold NaN"):
-        quick(model, images * float("nan"))
-    with pytest.raises(UserError, match="already"):
-        quick(quick(model, images), images)
-    model.head.weight.data.fill_(float("nan"))
-    with pytest.raises(UserError, match=r"head\.weight"):
-        quick(model, images)
+    refuses_broken_input(quick, tiny_vit(), torch.randn(2, 3, 16, 16))
 
 
 def test_searches_that_find_nothing_are_refused_and_a_grid_looks_at_as_many():

@@ -1,25 +1,24 @@
 """DHVT against its official implementation and against the paper's own invariants."""
 
-import csv
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 import torch
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 
 from tests.parity import parity
-from vitalk.deploy.onnx_export import export_onnx
-from vitalk.deploy.preprocess import Preprocess
-from vitalk.deploy.runtime import Eye
+from tests.systems.vision_checks import (
+    awake,
+    exports_with_any_batch,
+    measured_on_one_seed,
+    preset_of,
+    trained_by_recipe,
+)
 from vitalk.errors import UserError
-from vitalk.files import data_root
 from vitalk.nn.quant import expose, sites
 from vitalk.systems.dhvt import (
     DAFF,
@@ -32,7 +31,6 @@ from vitalk.systems.dhvt import (
     reproduce,
 )
 from vitalk.systems.evit import evit
-from vitalk.training import run
 from vitalk.vision.checkpoints import load_matching
 from vitalk.vision.cost import count
 from vitalk.vision.experiments import Comparison
@@ -57,14 +55,6 @@ SWITCHES = [{}, PLAIN, {"sope": False}, {"daff": False}, {"head_tokens": False},
 def small(**kwargs):
     torch.manual_seed(0)
     return timm.create_model(NAME, **{**SMALL, **kwargs}).eval()
-
-
-def awake(module):
-    """The module with norms, tables and running statistics away from their start, as after training."""
-    generator = torch.Generator().manual_seed(1)
-    for value in [*module.parameters(), *(b for b in module.buffers() if b.is_floating_point())]:
-        value.data.add_(torch.rand(value.shape, generator=generator), alpha=0.2)
-    return module.eval()
 
 
 # Parity and checkpoints
@@ -416,14 +406,8 @@ def test_starts_as_published():
     assert model.no_weight_decay() >= {"cls_token"}
 
 
-@torch.inference_mode()
 def test_exports_with_any_batch(tmp_path):
-    size = (16, 24)
-    model = awake(small(img_size=size, num_classes=3))
-    path = export_onnx(model, tmp_path / "a.onnx", Preprocess(size), ["red", "green", "blue"])
-    for batch in (1, 3):
-        x = torch.randn(batch, 3, *size)
-        np.testing.assert_allclose(Eye.load(path).logits(x.numpy()), model(x).numpy(), atol=1e-4, rtol=1e-3)
+    exports_with_any_batch(awake(small(img_size=(16, 24), num_classes=3)), (16, 24), 3, tmp_path)
 
 
 @torch.inference_mode()
@@ -473,7 +457,7 @@ def test_refuses_pictures_that_do_not_divide(switches):
 
 @pytest.mark.parametrize("preset", ["tiny", "cpu", "paper"])
 def test_recipes_build_their_model(preset):
-    recipe = yaml.safe_load((Path(reproduce.__file__).parent / "recipe.yaml").read_text())["presets"][preset]
+    recipe = preset_of(reproduce, preset)
     model, data = (recipe[part]["init_args"] for part in ("model", "data"))
     with torch.device("meta"):
         built = timm.create_model(model["model"], **model["model_args"])
@@ -481,14 +465,10 @@ def test_recipes_build_their_model(preset):
 
 
 def test_trains_by_its_recipe(tmp_path, picture_folder):
-    overrides = ["--trainer.max_steps=2", "--data.init_args.batch_size=8", "--data.init_args.workers=0"]
-    overrides += ["--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false"]
-    weights = load_file(run("dhvt", "tiny", str(picture_folder), tmp_path / "run", overrides))
+    weights = trained_by_recipe("dhvt", picture_folder, tmp_path / "run")
     model = timm.create_model(NAME, embed_dim=64, depth=3, num_classes=3)
     load_matching(model, weights)
     assert model.patch_embed.proj.convs[0][1].num_batches_tracked == 2
-    rows = list(csv.DictReader(next((tmp_path / "run" / "csv").glob("*/metrics.csv")).open()))
-    assert len([row for row in rows if row.get("train/loss")]) == 2
 
 
 @pytest.mark.parametrize(
@@ -515,11 +495,7 @@ def test_the_verdict_follows_from_the_numbers(lead, verdict):
 
 @pytest.mark.data
 def test_measures_on_real_pictures(monkeypatch):
-    if not (data_root() / "images" / "cifar10").is_dir():
-        pytest.skip(f"no CIFAR-10 in {data_root()}")
-    monkeypatch.setattr(reproduce, "SEEDS", 1)
-    monkeypatch.setattr(reproduce, "BATCH", 16)
-    monkeypatch.setattr(reproduce, "NETWORK", {"embed_dim": 32, "depth": 1, "num_heads": 2})
-    measured = reproduce.measure(0.02, data_root())
-    assert [len(scores) for scores in measured.details["top1"].values()] == [1] * 6
+    small = {"NETWORK": {"embed_dim": 32, "depth": 1, "num_heads": 2}}
+    measured = measured_on_one_seed(reproduce, monkeypatch, **small)
+    assert len(measured.details["top1"]) == 6
     assert measured.verdict == "not reproduced"  # one seed shows nothing

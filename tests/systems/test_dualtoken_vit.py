@@ -1,24 +1,21 @@
 """DualToken-ViT against the paper's own invariants; no weights and no code have been released to compare with."""
 
-import csv
-from pathlib import Path
-
-import numpy as np
 import pytest
 import timm
 import torch
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 from timm.optim import create_optimizer_v2
 from torch import nn
 
-from vitalk.deploy.onnx_export import export_onnx
-from vitalk.deploy.preprocess import Preprocess
-from vitalk.deploy.runtime import Eye
+from tests.systems.vision_checks import (
+    awake,
+    exports_with_any_batch,
+    measured_on_one_seed,
+    preset_of,
+    trained_by_recipe,
+)
 from vitalk.errors import UserError
-from vitalk.files import data_root
 from vitalk.nn.quant import expose
 from vitalk.systems.dualtoken_vit import (
     BiDimAttention,
@@ -33,7 +30,6 @@ from vitalk.systems.dualtoken_vit import (
     reproduce,
     token_mlp,
 )
-from vitalk.training import run
 from vitalk.vision.checkpoints import load_matching
 from vitalk.vision.classifier import Classifier
 from vitalk.vision.cost import count
@@ -62,14 +58,6 @@ SWITCHES = [
 def small(**kwargs):
     torch.manual_seed(0)
     return timm.create_model(NAME, **{**SMALL, **kwargs}).eval()
-
-
-def awake(module):
-    """The module with norms, biases and running statistics away from their start, as after training."""
-    generator = torch.Generator().manual_seed(1)
-    for value in [*module.parameters(), *(b for b in module.buffers() if b.is_floating_point())]:
-        value.data.add_(torch.rand(value.shape, generator=generator), alpha=0.2)
-    return module.eval()
 
 
 def position_tokens(alpha, dim=16, side=8, grid=4, kind="mlp"):
@@ -433,14 +421,9 @@ def test_starts_as_described_and_decays_what_it_should():
     assert model.stem.norm.eps == model.stages[1].merge.norm.eps == model.stages[0].blocks[0].ffn.bidim.norm.eps == 1e-5
 
 
-@torch.inference_mode()
 @pytest.mark.parametrize("switches", [{"global_mlp": "mix"}, {"local": "window", "tokens": "normal"}])
 def test_exports_with_any_batch(tmp_path, switches):
-    model = awake(small(num_classes=3, **switches))
-    path = export_onnx(model, tmp_path / "a.onnx", Preprocess((16, 20)), ["red", "green", "blue"])
-    for batch in (1, 3):
-        x = torch.randn(batch, 3, 16, 20)
-        np.testing.assert_allclose(Eye.load(path).logits(x.numpy()), model(x).numpy(), atol=1e-4, rtol=1e-3)
+    exports_with_any_batch(awake(small(num_classes=3, **switches)), (16, 20), 3, tmp_path)
 
 
 @torch.inference_mode()
@@ -480,7 +463,7 @@ def test_refuses_designs_that_mean_nothing(bad, said):
 
 @pytest.mark.parametrize("preset", ["tiny", "cpu", "paper"])
 def test_recipes_build_their_model(preset):
-    recipe = yaml.safe_load((Path(reproduce.__file__).parent / "recipe.yaml").read_text())["presets"][preset]
+    recipe = preset_of(reproduce, preset)
     model, data = (recipe[part]["init_args"] for part in ("model", "data"))
     with torch.device("meta"):
         built = timm.create_model(model["model"], num_classes=7, **model["model_args"])
@@ -488,14 +471,10 @@ def test_recipes_build_their_model(preset):
 
 
 def test_trains_by_its_recipe(tmp_path, picture_folder):
-    overrides = ["--trainer.max_steps=2", "--data.init_args.batch_size=8", "--data.init_args.workers=0"]
-    overrides += ["--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false"]
-    weights = load_file(run("dualtoken-vit", "tiny", str(picture_folder), tmp_path / "run", overrides))
+    weights = trained_by_recipe("dualtoken-vit", picture_folder, tmp_path / "run")
     model = timm.create_model(NAME, depths=(1, 1, 1), num_classes=3)
     load_matching(model, weights)
     assert model.stem.convs[1].num_batches_tracked == 2
-    rows = list(csv.DictReader(next((tmp_path / "run" / "csv").glob("*/metrics.csv")).open()))
-    assert len([row for row in rows if row.get("train/loss")]) == 2
 
 
 TIMES = {"system": {224: 0.1, 448: 0.41}, "ViT": {224: 0.1, 448: 0.55}}
@@ -530,18 +509,13 @@ def test_disturbed_tokens_are_put_back():
     model = Classifier(NAME, SMALL, num_classes=5)
     before = model.model.global_tokens.detach().clone()
     test = Pictures(torch.randint(256, (6, 3, 16, 16), dtype=torch.uint8), torch.arange(6) % 5)
-    found = reproduce.disturbed(model, test)
+    found = reproduce.disturbed(model.model, test)
     assert set(found) == {"set to zero", "shuffled"} and torch.equal(model.model.global_tokens, before)
 
 
 @pytest.mark.data
 def test_measures_on_real_pictures(monkeypatch):
-    if not (data_root() / "images" / "cifar10").is_dir():
-        pytest.skip(f"no CIFAR-10 in {data_root()}")
-    monkeypatch.setattr(reproduce, "SEEDS", 1)
-    monkeypatch.setattr(reproduce, "BATCH", 16)
-    monkeypatch.setattr(reproduce, "NETWORK", {"embed_dims": (32, 32, 32), "depths": (1, 1, 1)})
-    monkeypatch.setattr(reproduce, "SIDES", (32, 64))
-    measured = reproduce.measure(0.02, data_root())
-    assert [len(scores) for scores in measured.details["top1"].values()] == [1] * 5
+    small = {"NETWORK": {"embed_dims": (32, 32, 32), "depths": (1, 1, 1)}, "SIDES": (32, 64)}
+    measured = measured_on_one_seed(reproduce, monkeypatch, **small)
+    assert len(measured.details["top1"]) == 5
     assert measured.verdict == "not reproduced"  # one seed shows nothing

@@ -6,16 +6,15 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.parity import parity
+from tests.systems.vision_checks import measured_on_one_seed, preset_of
 from vitalk.deploy.onnx_export import export_onnx
 from vitalk.deploy.preprocess import Preprocess
 from vitalk.deploy.runtime import Eye
 from vitalk.errors import UserError
-from vitalk.files import data_root
 from vitalk.nn.attention import MatMul, SiteAttention
 from vitalk.nn.quant import expose
 from vitalk.systems.evit import evit
@@ -515,7 +514,7 @@ def test_token_layers_scale_by_their_input():
 
 @pytest.mark.parametrize("preset", ["tiny", "cpu", "paper"])
 def test_recipes_train_their_model(preset):
-    recipe = yaml.safe_load((Path(reproduce.__file__).parent / "recipe.yaml").read_text())["presets"][preset]
+    recipe = preset_of(reproduce, preset)
     options, data = recipe["model"]["init_args"], recipe["data"]["init_args"]
     classifier = Classifier(**{**options, "num_classes": 10})
     extra = {"lr": options["lr"], "weight_decay": options["weight_decay"], **options.get("optimizer_args", {})}
@@ -570,11 +569,7 @@ def test_shapes_of_trained_masks():
 
 @pytest.mark.data
 def test_measures_on_real_pictures(monkeypatch):
-    if not (data_root() / "images" / "cifar10").is_dir():
-        pytest.skip(f"no CIFAR-10 in {data_root()}")
-    monkeypatch.setattr(reproduce, "SEEDS", 1)
-    monkeypatch.setattr(reproduce, "BATCH", 16)
-    measured = reproduce.measure(0.02, data_root())
-    assert [len(scores) for scores in measured.details["top1"].values()] == [1] * 4
+    measured = measured_on_one_seed(reproduce, monkeypatch)
+    assert len(measured.details["top1"]) == 4
     assert 0 <= measured.details["heads_decaying"] <= 1
     assert measured.verdict == "not reproduced"  # one seed shows nothing

@@ -9,7 +9,6 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.models import nextvit
@@ -17,11 +16,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tests.parity import parity
+from tests.systems.vision_checks import measured_on_one_seed, preset_of
 from vitalk.deploy.onnx_export import export_onnx
 from vitalk.deploy.preprocess import Preprocess
 from vitalk.deploy.runtime import Eye
 from vitalk.errors import UserError
-from vitalk.files import data_root
 from vitalk.systems.next_vit import (
     AttentionBlock,
     FeaturePyramid,
@@ -509,13 +508,9 @@ def test_designs_that_mean_nothing_are_refused(bad, said):
 # Recipe and measurement
 
 
-def recipe(preset):
-    return yaml.safe_load((Path(reproduce.__file__).parent / "recipe.yaml").read_text())["presets"][preset]
-
-
 @pytest.mark.parametrize("preset", ["tiny", "cpu", "paper", "finetune"])
 def test_recipes_build_their_model(preset):
-    model, data = (recipe(preset)[part]["init_args"] for part in ("model", "data"))
+    model, data = (preset_of(reproduce, preset)[part]["init_args"] for part in ("model", "data"))
     with torch.device("meta"):
         built = timm.create_model(model["model"], num_classes=9, **model.get("model_args", {}))
         assert built(torch.empty(2, 3, data["size"], data["size"])).shape == (2, 9)
@@ -523,7 +518,7 @@ def test_recipes_build_their_model(preset):
 
 def test_the_tiny_recipe_trains():
     torch.manual_seed(0)
-    model = Classifier(**recipe("tiny")["model"]["init_args"], num_classes=10)
+    model = Classifier(**preset_of(reproduce, "tiny")["model"]["init_args"], num_classes=10)
     before = model.model.stages[1].blocks[-1].e_mhsa.q.weight.clone()
     fit(model, Pictures(torch.randint(0, 256, (32, 3, 32, 32), dtype=torch.uint8), torch.arange(32) % 10, 4), 2, 16)
     assert model.trainer.global_step == 2
@@ -562,11 +557,7 @@ def test_times_three_networks():
 
 @pytest.mark.data
 def test_measures_on_real_pictures(monkeypatch):
-    if not (data_root() / "images" / "cifar10").is_dir():
-        pytest.skip(f"no CIFAR-10 in {data_root()}")
-    monkeypatch.setattr(reproduce, "SEEDS", 1)
-    monkeypatch.setattr(reproduce, "BATCH", 16)
-    monkeypatch.setattr(reproduce, "speed", lambda seconds: {"unfused": 0.07, "fused": 0.05, "ViT": 0.08})
-    measured = reproduce.measure(0.02, data_root())
-    assert [len(scores) for scores in measured.details["top1"].values()] == [1] * 4
+    speeds = {"unfused": 0.07, "fused": 0.05, "ViT": 0.08}
+    measured = measured_on_one_seed(reproduce, monkeypatch, speed=lambda seconds: speeds)
+    assert len(measured.details["top1"]) == 4
     assert measured.verdict == "not reproduced"  # one seed shows nothing

@@ -1,6 +1,7 @@
 """Q-HyViT: bridges, the choice of each layer, and what the calibration keeps quantized."""
 
 import copy
+from functools import partial
 from importlib import resources
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import nn
 
 from tests.nn.quant.test_batch_norms import hybrid, tiny_hybrid
 from tests.nn.quant.test_sites import tiny_swin, tiny_vit
+from tests.systems.vision_checks import refuses_broken_input
 from vitalk.deploy.onnx_export import export_onnx
 from vitalk.deploy.preprocess import Preprocess
 from vitalk.errors import UserError
@@ -391,16 +393,7 @@ def test_refuses_settings_that_mean_nothing(change, message):
 
 
 def test_refuses_broken_input():
-    model, images = tiny_hybrid(), pictures()
-    with pytest.raises(UserError, match="needs pictures"):
-        q_hyvit(model, images[:0])
-    with pytest.raises(UserError, match="pictures hold NaN"):
-        q_hyvit(model, images * float("nan"))
-    with pytest.raises(UserError, match="quantized already"):
-        q_hyvit(q_hyvit(model, images, **QUICK), images)
-    model.head.fc.weight.data.fill_(float("nan"))
-    with pytest.raises(UserError, match=r"head\.fc\.weight"):
-        q_hyvit(model, images)
+    refuses_broken_input(partial(q_hyvit, **QUICK), tiny_hybrid(), pictures())
 
 
 @torch.no_grad()

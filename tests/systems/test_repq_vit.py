@@ -13,6 +13,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from tests.nn.quant.test_sites import tiny_swin, tiny_vit
+from tests.systems.vision_checks import refuses_broken_input
 from vitalk.errors import UserError
 from vitalk.nn.quant import (
     LogSqrt2Quantizer,
@@ -203,14 +204,7 @@ def test_refuses_settings_that_mean_nothing(change, message):
 
 
 def test_refuses_broken_input():
-    model, images = tiny_vit(), torch.randn(2, 3, 16, 16)
-    with pytest.raises(UserError, match="needs pictures"):
-        repq_vit(model, images[:0])
-    with pytest.raises(UserError, match="pictures hold NaN"):
-        repq_vit(model, images * float("nan"))
-    model.head.weight.data.fill_(float("nan"))
-    with pytest.raises(UserError, match=r"head\.weight"):
-        repq_vit(model, images)
+    refuses_broken_input(repq_vit, tiny_vit(), torch.randn(2, 3, 16, 16))
 
 
 def test_verdicts_follow_the_figures():

@@ -6,13 +6,12 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.parity import parity
+from tests.systems.vision_checks import measured_on_one_seed, preset_of
 from vitalk.errors import UserError
-from vitalk.files import data_root
 from vitalk.nn.positions import sinusoid_table
 from vitalk.systems.evit import evit
 from vitalk.systems.t2t_vit import (
@@ -421,7 +420,7 @@ def test_refuses_designs_that_mean_nothing(bad, said):
 
 @pytest.mark.parametrize("preset", ["tiny", "cpu", "paper"])
 def test_recipes_build_their_model(preset):
-    recipe = yaml.safe_load((Path(reproduce.__file__).parent / "recipe.yaml").read_text())["presets"][preset]
+    recipe = preset_of(reproduce, preset)
     model, data = (recipe[part]["init_args"] for part in ("model", "data"))
     with torch.device("meta"):
         built = timm.create_model(model["model"], **model["model_args"])
@@ -447,11 +446,7 @@ def test_the_verdict_follows_from_the_numbers(performer, transformer, convolutio
 
 @pytest.mark.data
 def test_measures_on_real_pictures(monkeypatch):
-    if not (data_root() / "images" / "cifar10").is_dir():
-        pytest.skip(f"no CIFAR-10 in {data_root()}")
-    monkeypatch.setattr(reproduce, "SEEDS", 1)
-    monkeypatch.setattr(reproduce, "BATCH", 16)
-    monkeypatch.setattr(reproduce, "attention_growth", lambda seconds: {"performer": 4.0, "transformer": 16.0})
-    measured = reproduce.measure(0.02, data_root())
-    assert [len(scores) for scores in measured.details["top1"].values()] == [1] * 4
+    growth = {"performer": 4.0, "transformer": 16.0}
+    measured = measured_on_one_seed(reproduce, monkeypatch, attention_growth=lambda seconds: growth)
+    assert len(measured.details["top1"]) == 4
     assert measured.verdict == "not reproduced"  # one seed shows nothing

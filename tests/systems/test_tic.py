@@ -1,25 +1,18 @@
 """TiC's layer against the official operators, and MSA-Conv against unfolded maps and its own invariants."""
 
-import csv
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
 from tests.parity import parity
-from vitalk.deploy.onnx_export import export_onnx
-from vitalk.deploy.preprocess import Preprocess
-from vitalk.deploy.runtime import Eye
+from tests.systems.vision_checks import exports_with_any_batch, measured_on_one_seed, preset_of, trained_by_recipe
 from vitalk.errors import UserError
-from vitalk.files import data_root
 from vitalk.nn.quant import expose, sites
 from vitalk.systems.tic import (
     MSAConv,
@@ -33,7 +26,6 @@ from vitalk.systems.tic import (
     operator,
     reproduce,
 )
-from vitalk.training import run
 from vitalk.vision.checkpoints import load_matching
 from vitalk.vision.cost import count
 from vitalk.vision.experiments import Comparison, Pictures
@@ -434,14 +426,9 @@ def test_trains_in_bfloat16_and_channels_last():
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-@torch.inference_mode()
 def test_exports_with_any_batch(tmp_path):
-    size = (10, 12)  # whose stage is odd
     model = small(widths=(8,), depths=(1,), num_classes=3)
-    path = export_onnx(model, tmp_path / "a.onnx", Preprocess(size), ["red", "green", "blue"])
-    for batch in (1, 3):
-        x = torch.randn(batch, 3, *size)
-        np.testing.assert_allclose(Eye.load(path).logits(x.numpy()), model(x).numpy(), atol=1e-4, rtol=1e-3)
+    exports_with_any_batch(model, (10, 12), 3, tmp_path)  # an odd stage
 
 
 @torch.inference_mode()
@@ -475,7 +462,7 @@ def test_refuses_designs_that_mean_nothing(bad, said):
 
 @pytest.mark.parametrize("preset", ["tiny", "cpu", "paper"])
 def test_recipes_build_their_model(preset):
-    recipe = yaml.safe_load((Path(reproduce.__file__).parent / "recipe.yaml").read_text())["presets"][preset]
+    recipe = preset_of(reproduce, preset)
     model, data = (recipe[part]["init_args"] for part in ("model", "data"))
     with torch.device("meta"):
         built = timm.create_model(model["model"], **model["model_args"])
@@ -484,12 +471,8 @@ def test_recipes_build_their_model(preset):
 
 
 def test_trains_by_its_recipe(tmp_path, picture_folder):
-    overrides = ["--trainer.max_steps=2", "--data.init_args.batch_size=8", "--data.init_args.workers=0"]
-    overrides += ["--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false"]
-    weights = load_file(run("tic", "tiny", str(picture_folder), tmp_path / "run", overrides))
+    weights = trained_by_recipe("tic", picture_folder, tmp_path / "run")
     load_matching(timm.create_model("tic_tiny_cifar", stem_stride=2, num_classes=3), weights)
-    rows = list(csv.DictReader(next((tmp_path / "run" / "csv").glob("*/metrics.csv")).open()))
-    assert len([row for row in rows if row.get("train/loss")]) == 2
 
 
 TOP1 = {"TiC": [61.0, 61.2], "MSA-Conv alone": [59.0, 59.1], "with shift": [59.5, 59.7], "with pooling": [60.5, 60.4]}
@@ -533,12 +516,7 @@ def test_resized_pictures_keep_their_labels():
 
 @pytest.mark.data
 def test_measures_on_real_pictures(monkeypatch):
-    if not (data_root() / "images" / "cifar10").is_dir():
-        pytest.skip(f"no CIFAR-10 in {data_root()}")
-    monkeypatch.setattr(reproduce, "SEEDS", 1)
-    monkeypatch.setattr(reproduce, "BATCH", 8)
-    monkeypatch.setattr(reproduce, "NETWORK", {"stem_stride": 4})
-    measured = reproduce.measure(0.02, data_root())
-    assert [len(scores) for scores in measured.details["top1"].values()] == [1] * 6
+    measured = measured_on_one_seed(reproduce, monkeypatch, batch=8, NETWORK={"stem_stride": 4})
+    assert len(measured.details["top1"]) == 6
     assert set(measured.details["resized"]["ViT"]) == {24, 32, 40, 48}
     assert measured.verdict == "not reproduced" and re.search(r"[\d.]+ at 56 x 56", measured.measured)

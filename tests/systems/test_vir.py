@@ -8,17 +8,16 @@ import numpy as np
 import pytest
 import timm
 import torch
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from tests.parity import parity
+from tests.systems.vision_checks import measured_on_one_seed, preset_of
 from vitalk.deploy.onnx_export import export_onnx
 from vitalk.deploy.preprocess import Preprocess
 from vitalk.deploy.runtime import Eye
 from vitalk.errors import UserError
-from vitalk.files import data_root
 from vitalk.nn.retention import LineState, decay_mask, retain
 from vitalk.systems.vir import HybridRetention, Retention, VisionRetention, checkpoint_filter_fn, probe, reproduce
 from vitalk.systems.vir.layers import post_layer, retain_with_softmax
@@ -485,7 +484,7 @@ def test_trains_from_its_recipe(picture_folder, tmp_path):
 
 @pytest.mark.parametrize("preset", ["tiny", "cpu", "paper"])
 def test_recipes_build_their_model(preset):
-    recipe = yaml.safe_load((Path(reproduce.__file__).parent / "recipe.yaml").read_text())["presets"][preset]
+    recipe = preset_of(reproduce, preset)
     model, data = (recipe[part]["init_args"] for part in ("model", "data"))
     with torch.device("meta"):
         built = timm.create_model(model["model"], **model["model_args"])
@@ -609,14 +608,11 @@ def test_probes_run(form, monkeypatch):
 
 @pytest.mark.data
 def test_measures_on_real_pictures(monkeypatch):
-    if not (data_root() / "images" / "cifar10").is_dir():
-        pytest.skip(f"no CIFAR-10 in {data_root()}")
-    monkeypatch.setattr(reproduce, "SEEDS", 1)
-    monkeypatch.setattr(reproduce, "BATCH", 16)
-    monkeypatch.setattr(reproduce, "TRUNK", {**reproduce.TRUNK, "embed_dim": 32, "depth": 1})
-    costs = Costs(GOOD["seconds"], GOOD["memory"], GOOD["stream"])
-    monkeypatch.setattr(reproduce, "measure_costs", lambda time, minutes: costs)
-    measured = reproduce.measure(0.02, data_root())
-    assert [len(scores) for scores in measured.details["top1"].values()] == [1] * 4
+    trunk, costs = (
+        {**reproduce.TRUNK, "embed_dim": 32, "depth": 1},
+        Costs(GOOD["seconds"], GOOD["memory"], GOOD["stream"]),
+    )
+    measured = measured_on_one_seed(reproduce, monkeypatch, TRUNK=trunk, measure_costs=lambda time, minutes: costs)
+    assert len(measured.details["top1"]) == 4
     assert measured.details["agreement"].keys() == {"ViR", "ViR 2-D", "no decay"}
     assert measured.verdict == "direction only"  # one seed shows nothing about accuracy

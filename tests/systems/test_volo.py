@@ -8,17 +8,16 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.models.volo import VOLO, ClassBlock, OutlookAttention, Outlooker
 
 from tests.parity import parity
+from tests.systems.vision_checks import measured_on_one_seed, preset_of
 from vitalk.deploy.onnx_export import export_onnx
 from vitalk.deploy.preprocess import Preprocess
 from vitalk.deploy.runtime import Eye
 from vitalk.errors import UserError
-from vitalk.files import data_root
 from vitalk.systems.volo import MiniVOLO, checkpoint_filter_fn, dense_logits, draw_box, mixed, reproduce, set_input_size
 from vitalk.systems.volo.dense import kept
 from vitalk.systems.volo.training import TokenLabelClassifier
@@ -418,7 +417,7 @@ def test_the_exported_file_agrees_with_torch(mixer, tmp_path):
 
 @pytest.mark.parametrize("preset", ["tiny", "cpu", "paper", "finetune"])
 def test_recipes_build_their_model(preset):
-    recipe = yaml.safe_load((Path(reproduce.__file__).parent / "recipe.yaml").read_text())["presets"][preset]
+    recipe = preset_of(reproduce, preset)
     model, data = (recipe[part]["init_args"] for part in ("model", "data"))
     with torch.device("meta"):
         built = TokenLabelClassifier(**model, num_classes=10)
@@ -455,13 +454,8 @@ def test_outlook_attention_costs_the_same_for_every_token():
 
 @pytest.mark.data
 def test_measures_on_real_pictures(monkeypatch):
-    if not (data_root() / "images" / "cifar10").is_dir():
-        pytest.skip(f"no CIFAR-10 in {data_root()}")
-    monkeypatch.setattr(reproduce, "SEEDS", 1)
-    monkeypatch.setattr(reproduce, "BATCH", 4)
-    monkeypatch.setattr(reproduce, "attention_growth", lambda seconds: GROWTH)
     tiny = {name: {**form, "embed_dims": (32, 32), "num_heads": (1, 1)} for name, form in reproduce.FORMS.items()}
-    monkeypatch.setattr(reproduce, "FORMS", tiny)
-    measured = reproduce.measure(0.02, data_root())
-    assert [len(scores) for scores in measured.details["top1"].values()] == [1] * 5
+    growth = {"attention_growth": lambda seconds: GROWTH}
+    measured = measured_on_one_seed(reproduce, monkeypatch, batch=4, FORMS=tiny, **growth)
+    assert len(measured.details["top1"]) == 5
     assert measured.verdict == "not reproduced"  # one seed shows nothing

@@ -9,7 +9,7 @@ from torch import nn
 
 from vitalk.errors import UserError
 from vitalk.nn.attention import SiteAttention
-from vitalk.vision.cost import count, file_size, latencies, latency, model_latency, peak_memory
+from vitalk.vision.cost import count, file_size, growth, latencies, latency, model_latency, peak_memory
 
 
 def small(**kwargs):
@@ -84,6 +84,13 @@ def test_calls_are_taken_in_turns(monkeypatch):
     assert len(order) == 4
     times = iter([9.0, 1.0, 2.0, 4.0])
     assert latency(lambda: call("c", next(times)), warmup=1, repeats=3) == 2.0
+
+
+def test_growth_is_the_ratio_of_the_times(monkeypatch):
+    clock = iter(range(0, 10_000))
+    monkeypatch.setattr("vitalk.vision.cost.latencies", lambda runs, **_: {key: 2.0 + next(clock) for key in runs})
+    layers = {"a": nn.Identity(), "b": nn.Identity()}
+    assert growth(layers, torch.ones(1), torch.ones(2), 1.0) == {"a": 3 / 2, "b": 5 / 4}
 
 
 def test_latency_by_batch_size():

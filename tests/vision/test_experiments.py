@@ -69,13 +69,25 @@ def test_all_models_get_the_same_steps_and_seeds():
     assert len(set(asked[2:])) == 1 and asked[2] == found.steps >= 8
     assert len(found.top1["a"]) == len(found.top1["b"]) in (1, 2)
     assert found.top1["a"] == found.top1["b"]  # same seeds, same batches: the same model
+    assert top1(found.models["a"][-1], colours()) == found.top1["a"][-1]
 
 
 def test_gains_are_paired_by_seed():
     found = Comparison({"ours": [50.0, 60.0, 70.0], "base": [49.0, 58.0, 69.0]}, 10, 32)
     mean, error = found.gain("ours", "base")
     assert mean == pytest.approx(4 / 3) and error == pytest.approx(1 / 3)
-    assert math.isinf(Comparison({"ours": [50.0], "base": [40.0]}, 10, 32).gain("ours", "base")[1])
+    assert found.ahead("ours", "base") and not found.ahead("base", "ours")
+    single = Comparison({"ours": [50.0], "base": [40.0]}, 10, 32)
+    assert math.isinf(single.gain("ours", "base")[1]) and not single.ahead("ours", "base")
+
+
+def test_a_comparison_tells_of_its_data_and_costs():
+    found = Comparison({"ours": [50.123, 60.0]}, 30, 32)
+    assert found.told(colours(960), colours()) == "CIFAR-10, 960 pictures, 1.0 epochs each, 96 for testing"
+    made = Classifier("deit_tiny_patch16_224", {**SMALL, "img_size": 32}, num_classes=2)
+    details = found.details({"ours": made}.get)
+    assert details["top1"] == {"ours": [50.12, 60.0]} and details["macs"]["ours"] > 0
+    assert details["params"] == {"ours": sum(p.numel() for p in made.model.parameters())}
 
 
 def test_a_network_that_is_there_is_what_trains():

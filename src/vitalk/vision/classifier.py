@@ -2,6 +2,7 @@
 
 import json
 import math
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +21,8 @@ from vitalk.errors import UserError
 from .checkpoints import load_matching
 
 
-class Classifier(LightningModule):
-    """Trains a timm model to classify pictures.
+class ClassifierTraining(LightningModule):
+    """What the trainings of classifiers have in common; each says the loss of a batch that is ``prepared``.
 
     model, model_args: for ``timm.create_model``; drop path is ``model_args: {drop_path_rate: 0.1}``.
     init: weights to start from, a ``.safetensors`` file or checkpoint; a head of another size is dropped.
@@ -32,8 +33,6 @@ class Classifier(LightningModule):
     warmup_steps, min_lr: linear warm-up, then a half cosine to ``min_lr``.
     mixup, cutmix: their beta parameters, 0 turns each off; smoothing: of the labels.
     sizes: progressive resizing, pairs [epoch, pixels] in order, from that epoch on; resized on the device.
-    teacher: a timm name or model file that is distilled (arXiv 2012.12877, section 4): "soft" is the KL divergence
-    at temperature ``tau``, "hard" the cross-entropy with its decision; ``alpha`` weighs it against the labels.
     Moving averages of the weights are Lightning's ``EMAWeightAveraging`` callback.
 
     Raises UserError for an unknown model, a batch of one with batch norm, and a loss that is not finite.
@@ -59,10 +58,6 @@ class Classifier(LightningModule):
         switch_prob: float = 0.5,
         smoothing: float = 0.1,
         sizes: list[tuple[int, int]] | None = None,
-        teacher: str | None = None,
-        distillation: Literal["soft", "hard"] = "hard",
-        alpha: float = 0.5,
-        tau: float = 3.0,
     ):
         super().__init__()
         self.save_hyperparameters()
@@ -79,9 +74,6 @@ class Classifier(LightningModule):
                 mixup, cutmix, prob=mixup_prob, switch_prob=switch_prob,
                 label_smoothing=smoothing, num_classes=num_classes,
             )  # fmt: skip
-        self.teacher: list[nn.Module] = []  # in a list: neither trained, nor saved, nor averaged
-        if teacher is not None:
-            self.teacher.append(load_teacher(teacher, num_classes))
         self.top1 = MulticlassAccuracy(num_classes, average="micro")
 
     def forward(self, images: Tensor) -> Tensor:
@@ -89,12 +81,11 @@ class Classifier(LightningModule):
         return self.model(images)
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:  # noqa: D102
-        images, target = self.prepared(batch)
-        logits = self(images).float()
-        loss = SoftTargetCrossEntropy()(logits, target)
-        if self.teacher:
-            loss = (1 - self.hparams.alpha) * loss + self.hparams.alpha * self._distill(images, logits)
-        return self.checked(loss)
+        return self.checked(self.objective(*self.prepared(batch)))
+
+    @abstractmethod
+    def objective(self, images: Tensor, target: Tensor) -> Tensor:
+        """The loss of this step on images [batch, 3, height, width] with target [batch, classes]."""
 
     def prepared(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Images [batch, 3, height, width] and labels [batch] -> images as they are trained on, and targets.
@@ -158,6 +149,41 @@ class Classifier(LightningModule):
         if not sizes or sizes[-1] == images.shape[-1]:
             return images
         return F.interpolate(images, size=(sizes[-1], sizes[-1]), mode="bilinear", antialias=True, align_corners=False)
+
+
+class Classifier(ClassifierTraining):
+    """Trains a timm model to classify pictures, and by a teacher where there is one.
+
+    teacher: a timm name or model file that is distilled (arXiv 2012.12877, section 4): "soft" is the KL divergence
+    at temperature ``tau``, "hard" the cross-entropy with its decision; ``alpha`` weighs it against the labels.
+    The other arguments, and errors, are those of ``ClassifierTraining``.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        model_args: dict[str, Any] | None = None,
+        num_classes: int = 1000,
+        init: str | None = None,
+        *,
+        teacher: str | None = None,
+        distillation: Literal["soft", "hard"] = "hard",
+        alpha: float = 0.5,
+        tau: float = 3.0,
+        **options: Any,
+    ):
+        super().__init__(model, model_args, num_classes, init, **options)
+        self.teacher: list[nn.Module] = []  # in a list: neither trained, nor saved, nor averaged
+        if teacher is not None:
+            self.teacher.append(load_teacher(teacher, num_classes))
+
+    def objective(self, images: Tensor, target: Tensor) -> Tensor:
+        """The cross-entropy on images [batch, 3, height, width] with target [batch, classes], and the teacher's."""
+        logits = self(images).float()
+        loss = SoftTargetCrossEntropy()(logits, target)
+        if self.teacher:
+            loss = (1 - self.hparams.alpha) * loss + self.hparams.alpha * self._distill(images, logits)
+        return loss
 
     def _distill(self, images: Tensor, logits: Tensor) -> Tensor:
         teacher, tau = self.teacher[0].to(images.device), self.hparams.tau

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -107,6 +108,17 @@ def latencies(
             run()
             taken[name].append(time.perf_counter() - start)
     return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def growth(layers: "dict[str, nn.Module]", small: "Tensor", large: "Tensor", seconds: float) -> dict[str, float]:
+    """How many times longer each layer takes for ``large`` than for ``small``, by name; all measured in turns."""
+    import torch
+
+    sizes = {"small": small, "large": large}
+    runs = {(name, size): partial(layer, x) for name, layer in layers.items() for size, x in sizes.items()}
+    with torch.inference_mode():
+        taken = latencies(runs, warmup=1, repeats=20, seconds=seconds)
+    return {name: taken[name, "large"] / taken[name, "small"] for name in layers}
 
 
 def latency(run: Callable[[], object], warmup: int = 3, repeats: int = 10) -> float:

@@ -6,7 +6,7 @@ with budget("T2T-ViT", minutes) as time:
 
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,7 +17,8 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 
 from vitalk.experiments import Budget, short_run
 
-from .classifier import Classifier
+from .classifier import ClassifierTraining
+from .cost import count
 from .data import cifar_arrays
 
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.244, 0.262)  # of CIFAR-10
@@ -79,8 +80,17 @@ class Pictures(Dataset):
         return x[torch.arange(len(x))[:, None, None], :, row[:, :, None], column[:, None]].permute(0, 3, 1, 2)
 
 
+def cifar10(data: Path, minutes: float, train: int = 5_000, test: int = 1_000) -> tuple[Pictures, Pictures]:
+    """The first pictures of CIFAR-10 below the data root, in training mode and for testing.
+
+    train, test: so many a minute, 1,000 and 500 at the least.
+    """
+    many, few = int(min(50_000, max(1_000, train * minutes))), int(min(10_000, max(500, test * minutes)))
+    return Pictures.cifar10(data, "train", many, padding=4), Pictures.cifar10(data, "test", few)
+
+
 def fit(
-    model: Classifier,
+    model: ClassifierTraining,
     pictures: Pictures,
     steps: int,
     batch: int = 128,
@@ -91,7 +101,7 @@ def fit(
     return short_run(model, pictures.batches(batch), steps, tick, seconds)
 
 
-def with_model(classifier: Classifier, model: nn.Module) -> Classifier:
+def with_model(classifier: ClassifierTraining, model: nn.Module) -> ClassifierTraining:
     """``classifier``, which from now on trains ``model`` itself, with the attention of timm's blocks multiplied out.
 
     Few tokens train faster so on a CPU; it is what ``fused_attn: False`` does to a classifier's own model.
@@ -115,25 +125,55 @@ def top1(model: nn.Module, pictures: Pictures, batch: int = 250) -> float:
 
 
 @dataclass
-class Comparison:
-    """Top-1 accuracies in percent by model and seed, and the steps that each model was trained for on each seed."""
+class Scores:
+    """Top-1 accuracies in percent by name, one each seed of training or draw of calibration pictures."""
 
     top1: dict[str, list[float]]
-    steps: int
-    batch: int
 
     def gain(self, name: str, baseline: str) -> tuple[float, float]:
-        """(mean, standard error) of the points that ``name`` is ahead of ``baseline``, paired by seed.
+        """(mean, standard error) of the points that ``name`` is ahead of ``baseline``, paired by seed or draw.
 
-        The error of a single seed is infinite: it shows nothing.
+        The error of a single one is infinite: it shows nothing.
         """
         gains = [a - b for a, b in zip(self.top1[name], self.top1[baseline], strict=True)]
         error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else float("inf")
         return statistics.mean(gains), error
 
+    def ahead(self, name: str, baseline: str) -> bool:
+        """Whether ``name`` gains more than two standard errors on ``baseline``."""
+        gain, error = self.gain(name, baseline)
+        return gain > 2 * error
+
+
+@dataclass
+class Comparison(Scores):
+    """The accuracies by model and seed, and the steps that each model was trained for on each seed.
+
+    models: the trained networks, by name and seed.
+    """
+
+    steps: int
+    batch: int
+    models: dict[str, list[nn.Module]] = field(default_factory=dict)
+
+    def told(self, train: Pictures, test: Pictures) -> str:
+        """What the models were trained and tested on, for the ``data`` of a measurement."""
+        epochs = self.steps * self.batch / len(train)
+        return f"CIFAR-10, {len(train)} pictures, {epochs:.1f} epochs each, {len(test)} for testing"
+
+    def details(self, make: Callable[[str], ClassifierTraining]) -> dict[str, object]:
+        """What a measurement keeps of it: accuracies, and what the model that ``make`` builds costs, by name."""
+        image = torch.randn(1, 3, 32, 32)
+        costs = {name: count(make(name).model, image) for name in self.top1}
+        return {
+            "top1": {name: [round(v, 2) for v in values] for name, values in self.top1.items()},
+            "params": {name: cost.params for name, cost in costs.items()},
+            "macs": {name: cost.macs for name, cost in costs.items()},
+        }
+
 
 def compare(
-    models: dict[str, Callable[[int], Classifier]],
+    models: dict[str, Callable[[int], ClassifierTraining]],
     train: Pictures,
     test: Pictures,
     time: Budget,
@@ -153,6 +193,7 @@ def compare(
     # Evaluation and Lightning's own start take a part of what is left; a sixth is kept for them and for drift.
     steps = max(PILOT, int(time.tick() * 5 / 6 / (seeds * sum(paces))))
     found: dict[str, list[float]] = {name: [] for name in models}
+    trained: dict[str, list[nn.Module]] = {name: [] for name in models}
     for seed in range(seeds):
         before = time.tick()
         for name, make in models.items():
@@ -161,20 +202,20 @@ def compare(
             model = make(steps)
             fit(model, train, steps, batch, time.tick)
             found[name].append(top1(model, test))
+            trained[name].append(model.model)
         left = time.tick()
         if left < 0.9 * (before - left):
             break
-    return Comparison(found, steps, batch)
+    return Comparison(found, steps, batch, trained)
 
 
 @dataclass
-class Calibrated:
-    """Top-1 accuracies in percent by quantized variant and calibration draw, and that of the float network.
+class Calibrated(Scores):
+    """The accuracies by quantized variant and calibration draw, and that of the float network.
 
     pictures: how many were judged by. calibration: how many each draw has.
     """
 
-    top1: dict[str, list[float]]
     float_top1: float
     pictures: int
     calibration: int
@@ -182,11 +223,6 @@ class Calibrated:
     def mean(self, name: str) -> float:
         """The mean over the draws."""
         return statistics.mean(self.top1[name])
-
-    def gain(self, name: str, baseline: str) -> tuple[float, float]:
-        """(mean, standard error) of the points that ``name`` is ahead of ``baseline``, paired by draw."""
-        gains = [a - b for a, b in zip(self.top1[name], self.top1[baseline], strict=True)]
-        return statistics.mean(gains), statistics.stdev(gains) / len(gains) ** 0.5
 
     def details(self) -> dict[str, object]:
         """What a measurement keeps of it."""

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.nn.quant.test_sites import tiny_swin, tiny_vit
-from vitalk.nn.quant import QuantLinear, UniformQuantizer, expose, find_pairs, fold, with_outliers
+from vitalk.nn.quant import QuantLinear, UniformQuantizer, expose, find_pairs, fold, skeleton, widen, with_outliers
 from vitalk.nn.quant.quantizers import round_trip
 from vitalk.nn.quant.reparam import lifted
 
@@ -156,3 +156,14 @@ def test_made_outliers_leave_the_float_network_as_it_was():
     for block, plain in zip(made.blocks, model.blocks, strict=True):
         grown = block.norm1.weight / plain.norm1.weight
         assert (grown - 20).abs().min() < 1e-3 and (grown - 1).abs().lt(1e-3).sum() == len(grown) - 1
+
+
+def test_widened_layers_keep_their_bits_and_have_a_scale_a_channel():
+    model, image = skeleton(tiny_vit(), 4, 3), torch.randn(1, 3, 16, 16)
+    assert [len(linears) for _, linears in widen(model, image, lambda name: not name.endswith("fc1"))] == [1, 1]
+    wide = [
+        name for name, site in model.named_modules() if getattr(getattr(site, "input_quantizer", 0), "axis", 0) == -1
+    ]
+    assert wide == ["blocks.0.attn.qkv", "blocks.1.attn.qkv"]
+    quantizer = model.blocks[0].attn.qkv.input_quantizer
+    assert quantizer.bits == 3 and not quantizer.covers_zero and not quantizer.fitted

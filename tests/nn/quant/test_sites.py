@@ -18,8 +18,10 @@ from vitalk.nn.quant import (
     calibrate,
     expose,
     fold_batch_norms,
+    load_quantized,
     quantizers,
     sites,
+    skeleton,
     switched_off,
 )
 
@@ -202,3 +204,14 @@ def test_refuses_broken_pictures_and_weights():
     model.blocks[1].mlp.fc1.weight.data[0, 0] = float("inf")
     with pytest.raises(UserError, match=r"blocks\.1\.mlp\.fc1\.weight"):
         calibrate(expose(model), torch.zeros(2, 3, 16, 16))
+
+
+def test_saved_states_come_back_with_biases_that_were_created():
+    images = torch.randn(2, 3, 16, 16)
+    saved, model = (skeleton(tiny_vit(qkv_bias=False), 8, 8) for _ in range(2))
+    saved.blocks[0].attn.qkv.bias = nn.Parameter(torch.ones(96))
+    calibrate(saved, images)
+    load_quantized(model, saved.state_dict())
+    assert torch.equal(model(images), saved(images))
+    with pytest.raises(UserError, match="other settings"):
+        load_quantized(skeleton(tiny_vit(depth=1), 8, 8), saved.state_dict())

@@ -1,7 +1,7 @@
 """Post-training quantization: quantizers, the sites they sit on, calibration, searches, reconstruction, ONNX export.
 
 A method (``vitalk.systems.repq_vit`` and others) is a policy over sites and a way to calibrate: ``place`` quantizers,
-``calibrate`` or search them (``observe``, ``alternate``), rewrite the network (``find_pairs``, ``fold``),
+``calibrate`` or search them (``observe``, ``alternate``), rewrite the network (``widen``, ``fold``),
 ``reconstruct`` its units, and export. ``describe`` says what came of it.
 """
 
@@ -15,9 +15,9 @@ from .nonuniform import (
     TanQuantizer,
     TwinUniformQuantizer,
 )
-from .policy import Policy, parse_bits, place
+from .policy import Policy, parse_bits, place, skeleton
 from .quantizers import MINMAX, OMSE, PERCENTILE, PERCENTILES, Quantizer, Ranges, UniformQuantizer
-from .reparam import absorb, find_pairs, fold, with_outliers
+from .reparam import absorb, find_pairs, fold, widen, with_outliers
 from .search import alternate, choose, errors, observe
 from .sites import (
     QuantConv1d,
@@ -26,6 +26,7 @@ from .sites import (
     QuantMatMul,
     expose,
     fold_batch_norms,
+    load_quantized,
     quantizers,
     sites,
     switched_off,
@@ -60,11 +61,14 @@ __all__ = [
     "find_pairs",
     "fold",
     "fold_batch_norms",
+    "load_quantized",
     "observe",
     "parse_bits",
     "place",
     "quantizers",
     "sites",
+    "skeleton",
     "switched_off",
+    "widen",
     "with_outliers",
 ]

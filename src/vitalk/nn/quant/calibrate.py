@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,12 @@ def check(model: nn.Module, images: Tensor) -> None:
     for name, value in model.named_parameters():
         if not value.isfinite().all():
             raise UserError(f"the weight {name} holds NaN or infinite values; quantize an intact checkpoint")
+
+
+def check_choice(name: str, value: Any, known: Any) -> None:
+    """UserError unless ``value``, of the setting ``name``, is among those of the Literal ``known``."""
+    if value not in get_args(known):
+        raise UserError(f"{name} must be one of {', '.join(get_args(known))}, got {value}")
 
 
 def _bar(model: nn.Module) -> ExitStack:

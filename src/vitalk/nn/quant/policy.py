@@ -4,14 +4,15 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from vitalk.errors import UserError
 
-from .nonuniform import LogSqrt2Quantizer
+from .calibrate import check_choice
+from .nonuniform import Log2Quantizer, LogSqrt2Quantizer
 from .quantizers import Quantizer, UniformQuantizer
 from .sites import (
     QuantConv2d,
@@ -30,6 +31,8 @@ Make = Callable[[int], Quantizer]  # bits -> a quantizer
 
 
 PER_ROW: Make = partial(UniformQuantizer, axis=0)
+Attention = Literal["log-sqrt2", "log2", "uniform", "float"]
+SOFTMAX: dict[str, Make] = {"log-sqrt2": LogSqrt2Quantizer, "log2": Log2Quantizer, "uniform": UniformQuantizer}
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,21 @@ def place(model: nn.Module, weight_bits: int, act_bits: int, policy: Policy, ima
         if policy.products is not None and isinstance(product, QuantMatMul):
             product.left_quantizer = policy.softmax(act_bits)
     return model
+
+
+def skeleton(
+    model: nn.Module, weight_bits: int, act_bits: int, attention: Attention = "log-sqrt2", integer: bool = True
+) -> nn.Module:
+    """A copy of ``model`` with RepQ-ViT's quantizers (arXiv 2212.08254) in place, none of them fitted.
+
+    attention: that of the attention probabilities; "float" leaves both attention products in float. integer: symmetric
+    weights. Raises UserError as ``place`` does, and for attention that there is not.
+    """
+    check_choice("attention", attention, Attention)
+    weights = partial(UniformQuantizer, axis=0, symmetric=integer)
+    if attention == "float":
+        return place(model, weight_bits, act_bits, Policy(weights, products=None))
+    return place(model, weight_bits, act_bits, Policy(weights, softmax=SOFTMAX[attention]))
 
 
 def behind_gelu(model: nn.Module, image: Tensor) -> set[str]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .quantizers import UniformQuantizer
-from .sites import QuantLinear, expose, switched_off
+from .sites import QuantLinear, expose, sites, switched_off
 
 DEAD = 1e-3  # channels whose scale is below this share of the mean are quantized as if it were this share (chosen)
 TOKEN_MOVES = {  # padding is among them since Swin pads by nothing; real padding shows as wrong channel numbers
@@ -53,6 +53,19 @@ def find_pairs(model: nn.Module, image: Tensor) -> list[Pair]:
         for handle in handles:
             handle.remove()
     return probe.pairs(out)
+
+
+def widen(model: nn.Module, image: Tensor, wide: Callable[[str], bool] = lambda name: True) -> list[Pair]:
+    """Give the layers behind LayerNorms input quantizers with a scale a channel, not fitted, which ``fold`` expects.
+
+    wide: names of the layers that may have them. Returns the pairs whose layers all do.
+    """
+    names = {site: name for name, site in sites(model).items()}
+    pairs = [pair for pair in find_pairs(model, image) if all(wide(names[linear]) for linear in pair[1])]
+    for _, linears in pairs:
+        for linear in linears:
+            linear.input_quantizer = UniformQuantizer(linear.input_quantizer.bits, axis=-1, covers_zero=False)
+    return pairs
 
 
 class _Probe:

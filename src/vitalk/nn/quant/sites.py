@@ -15,6 +15,7 @@ from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from vitalk.errors import UserError
 from vitalk.nn.attention import MatMul, SiteAttention, SiteBiasedAttention, SiteWindowAttention
 
 from .quantizers import Quantizer
@@ -46,17 +47,19 @@ class QuantLinear(_WeightSite, nn.Linear):
         return F.linear(x, weight, self.bias)
 
 
-class QuantConv2d(_WeightSite, nn.Conv2d):
-    """A convolution with quantizers on input [batch, in, height, width] and weight [out, in, height, width]."""
-
+class _ConvSite(_WeightSite):
     @classmethod
-    def wrap(cls, layer: nn.Conv2d) -> Self:
+    def wrap(cls, layer: nn.Conv1d | nn.Conv2d) -> Self:
         """A site that holds the parameters of ``layer``; without quantizers it computes the same."""
         site = cls(
             layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
             layer.groups, layer.bias is not None, layer.padding_mode, device="meta",
         )  # fmt: skip
         return _take_over(site, layer)
+
+
+class QuantConv2d(_ConvSite, nn.Conv2d):
+    """A convolution with quantizers on input [batch, in, height, width] and weight [out, in, height, width]."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x [batch, in, height, width] -> [batch, out, ...]."""
@@ -97,17 +100,8 @@ class QuantConv2d(_WeightSite, nn.Conv2d):
         return out.reshape(batch, self.out_channels, height // down, width // right)
 
 
-class QuantConv1d(_WeightSite, nn.Conv1d):
+class QuantConv1d(_ConvSite, nn.Conv1d):
     """A convolution over time with quantizers on input [batch, in, frames] and weight [out, in, width]."""
-
-    @classmethod
-    def wrap(cls, layer: nn.Conv1d) -> Self:
-        """A site that holds the parameters of ``layer``; without quantizers it computes the same."""
-        site = cls(
-            layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
-            layer.groups, layer.bias is not None, layer.padding_mode, device="meta",
-        )  # fmt: skip
-        return _take_over(site, layer)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [batch, in, frames] -> [batch, out, ...]."""
@@ -183,6 +177,21 @@ def switched_off(model: nn.Module, but: Collection[str] = ()) -> Iterator[None]:
     finally:
         for quantizer in active:
             quantizer.enabled = True
+
+
+def load_quantized(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load the ``state_dict()`` of a quantized network into one whose quantizers are in place and not fitted.
+
+    Biases that the method created are created too. Raises UserError where the state does not fit.
+    """
+    for name, site in sites(model).items():
+        created = state.get(f"{name}.bias")
+        if not isinstance(site, QuantMatMul) and site.bias is None and created is not None:
+            site.bias = nn.Parameter(torch.empty_like(created))
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"the saved state is of another model or other settings: {error}") from None
 
 
 def copied(model: nn.Module) -> nn.Module:

@@ -22,8 +22,8 @@ from .calibrate import calibrate, check
 from .policy import Make, Policy, place
 from .quantizers import Ranges, UniformQuantizer
 from .reconstruct import capture, reconstruct, units
-from .reparam import Common, Pair, find_pairs, fold, mean_scale
-from .sites import QuantMatMul, Site, quantizers, sites, switched_off
+from .reparam import Common, fold, mean_scale, widen
+from .sites import QuantMatMul, Site, quantizers, switched_off
 
 INITIAL = 64  # pictures that quantizers are fitted to; all of them tune
 BATCH, RATE = 64, 4e-5
@@ -82,7 +82,7 @@ def smooth(
         few = images[:INITIAL]
         model = place(model, weight_bits, act_bits, policy, images[:1])
         original = _in_float(model)
-        pairs = _widened(model, images[:1], act_bits, wide)
+        pairs = widen(model, images[:1], wide)
         three = stages == 3 and iterations > 0
         with _bar(2 * iterations * len(order(original, images[:1])), progress) as tick:
             tuned = partial(tune, model, original, images, batch=batch, lr=lr, tick=tick)
@@ -203,16 +203,6 @@ def _in_float(model: nn.Module) -> nn.Module:
     for quantizer in quantizers(model).values():
         quantizer.enabled = False
     return model
-
-
-def _widened(model: nn.Module, image: Tensor, bits: int, wide: Callable[[str], bool]) -> list[Pair]:
-    """The pairs whose layers now have a scale a channel."""
-    names = {site: name for name, site in sites(model).items()}
-    pairs = [pair for pair in find_pairs(model, image) if all(wide(names[linear]) for linear in pair[1])]
-    for _, linears in pairs:
-        for linear in linears:
-            linear.input_quantizer = UniformQuantizer(bits, axis=-1, covers_zero=False)
-    return pairs
 
 
 def _of_weight(name: str) -> bool:

@@ -1,7 +1,7 @@
 """AdaLog: which quantizer sits where, and the order in which their scales, zero points and bases are found."""
 
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from rich.progress import Progress
@@ -14,17 +14,17 @@ from vitalk.nn.quant import (
     QuantConv2d,
     Quantizer,
     QuantLinear,
-    QuantMatMul,
     TwinUniformQuantizer,
     UniformQuantizer,
     find_pairs,
     fold,
+    load_quantized,
     observe,
     place,
     quantizers,
     sites,
 )
-from vitalk.nn.quant.calibrate import check
+from vitalk.nn.quant.calibrate import check, check_choice
 from vitalk.nn.quant.nonuniform import LEAST_GELU
 from vitalk.nn.quant.sites import Site
 
@@ -32,7 +32,6 @@ from .rounding import tune
 from .search import ZERO_POINTS, Search, search_site, search_uniform
 
 Kind = Literal["adalog", "log2", "log-sqrt2", "uniform", "twin", "float"]
-KINDS = get_args(Kind)
 DEFAULT = Search()
 
 
@@ -104,14 +103,7 @@ def restore(
     UserError where the state does not fit.
     """
     quantized = skeleton(model, image, weight_bits, act_bits, attention, gelu, integer)
-    for name, site in sites(quantized).items():
-        created = state.get(f"{name}.bias")
-        if not isinstance(site, QuantMatMul) and site.bias is None and created is not None:
-            site.bias = nn.Parameter(torch.empty_like(created))
-    try:
-        quantized.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"the saved state is of another model or other settings: {error}") from None
+    load_quantized(quantized, state)
     for quantizer in quantizers(quantized).values():
         quantizer.enabled = quantizer.fitted
     for site in shifted(quantized) if fold_shift else ():
@@ -125,9 +117,8 @@ def skeleton(
     """A copy of ``model`` with all quantizers in place, none of them fitted. image: [1, channels, height, width]."""
     if gelu is None:
         gelu = "uniform" if integer and attention == "float" else "adalog"
-    for name, kind in (("attention", attention), ("gelu", gelu)):
-        if kind not in KINDS:
-            raise UserError(f"{name} must be one of {', '.join(KINDS)}, got {kind}")
+    check_choice("attention", attention, Kind)
+    check_choice("gelu", gelu, Kind)
     policy = Policy(
         weights=partial(UniformQuantizer, axis=0, symmetric=integer),
         products=None if attention == "float" else partial(UniformQuantizer, axis=None if integer else 1),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vitalk.deploy.load import load_model
 from vitalk.experiments import budget
 from vitalk.measurement import Measurement, Verdict
-from vitalk.nn.quant import Policy, UniformQuantizer, calibrate, find_pairs, fold, parse_bits, place
+from vitalk.nn.quant import Policy, calibrate, fold, parse_bits, place, widen
 from vitalk.vision.experiments import Calibrated, Pictures, compare_calibrated, draw
 
 from .method import adalog
@@ -44,10 +44,7 @@ def repq_style(model: nn.Module, images: Tensor, weight_bits: int, act_bits: int
     with torch.inference_mode(False):
         images = images.detach().clone()
         model = place(model, weight_bits, act_bits, Policy())
-        pairs = find_pairs(model, images[:1])
-        for _, linears in pairs:
-            for linear in linears:
-                linear.input_quantizer = UniformQuantizer(act_bits, axis=-1, covers_zero=False)
+        pairs = widen(model, images[:1])
         calibrate(model, images)
         for norm, linears in pairs:
             fold(norm, linears, integer=False)
@@ -75,23 +72,19 @@ def variant(name: str, search: Search, steps: int, tuning: Tensor, model: nn.Mod
 def checks(found: Calibrated) -> dict[str, bool]:
     """What held, claim by claim: a gain counts where it is more than twice its standard error over the draws."""
 
-    def ahead(name: str, baseline: str) -> bool:
-        gain, error = found.gain(name, baseline)
-        return gain > 2 * error
-
     def above(base: str) -> bool:
         others = [f"w3a3 {place} {base}" for place in ("softmax", "gelu")]
-        return any(ahead("w3a3", other) for other in others) and not any(ahead(other, "w3a3") for other in others)
+        return any(found.ahead("w3a3", x) for x in others) and not any(found.ahead(x, "w3a3") for x in others)
 
     return {
-        "w4a4 above RepQ-style": ahead("w4a4", "w4a4 repq"),
-        "w3a3 above RepQ-style": ahead("w3a3", "w3a3 repq"),
+        "w4a4 above RepQ-style": found.ahead("w4a4", "w4a4 repq"),
+        "w3a3 above RepQ-style": found.ahead("w3a3", "w3a3 repq"),
         "w4a4 regains 40 % of what RepQ-style loses": regained(found) >= 0.4,
         "above log2": above("log2"),
         "above log-sqrt2": above("log-sqrt2"),
-        "FPCS above a grid": ahead("w3a3", "w3a3 grid"),
+        "FPCS above a grid": found.ahead("w3a3", "w3a3 grid"),
         "the folded shift changes nothing": abs(found.gain("w3a3", "w3a3 shift kept")[0]) <= 0.1,
-        "reconstruction helps": ahead("w3a3 reconstructed", "w3a3"),
+        "reconstruction helps": found.ahead("w3a3 reconstructed", "w3a3"),
     }
 
 

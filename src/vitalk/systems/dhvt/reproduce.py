@@ -5,13 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vitalk.experiments import budget
 from vitalk.measurement import Measurement, Verdict
 from vitalk.vision.classifier import Classifier
-from vitalk.vision.cost import count
-from vitalk.vision.experiments import Comparison, Pictures, compare
+from vitalk.vision.experiments import Comparison, cifar10, compare
 
 PLAIN: dict[str, Any] = {"sope": False, "daff": False, "head_tokens": False, "pos_embed": "learn"}
 DESIGNS: dict[str, dict[str, Any]] = {
@@ -41,12 +38,10 @@ def measure(minutes: float, data: Path) -> Measurement:
     minutes: the budget; all runs get the same number of steps, which follows from it. data: the data root.
     """
     with budget("DHVT", minutes) as time:
-        train = Pictures.cifar10(data, "train", int(min(50_000, max(1_000, 1_000 * minutes))), padding=4)
-        test = Pictures.cifar10(data, "test", int(min(10_000, max(500, 1_000 * minutes))))
+        train, test = cifar10(data, minutes, train=1_000)
         makers = {name: partial(_classifier, name) for name in DESIGNS}
         found = compare(makers, train, test, time, SEEDS, BATCH)
-    epochs = found.steps * BATCH / len(train)
-    return judge(found, f"CIFAR-10, {len(train)} pictures, {epochs:.1f} epochs each, {len(test)} for testing")
+    return judge(found, found.told(train, test))
 
 
 def judge(found: Comparison, data: str) -> Measurement:
@@ -57,20 +52,13 @@ def judge(found: Comparison, data: str) -> Measurement:
     ahead of plain, and plain ahead of itself without positions. What head tokens add is reported only: the
     published half a point is within the noise of this scale.
     """
-
-    def ahead(name: str, baseline: str) -> bool:
-        mean, error = found.gain(name, baseline)
-        return mean > 2 * error
-
     verdict: Verdict = "not reproduced"
-    if ahead("full", "plain"):
+    if found.ahead("full", "plain"):
         order = [("DAFF", "SOPE"), ("SOPE", "plain"), ("plain", "plain without positions")]
         wide = found.gain("full", "plain")[0] >= WIDE
-        verdict = "reproduced" if wide and all(ahead(*pair) for pair in order) else "direction only"
+        verdict = "reproduced" if wide and all(found.ahead(*pair) for pair in order) else "direction only"
     gains = {name: found.gain(name, "plain") for name in DESIGNS if name != "plain"}
     heads, noise = found.gain("full", "full without head tokens")
-    image = torch.randn(1, 3, 32, 32)
-    costs = {name: count(_classifier(name).model, image) for name in DESIGNS}
     return Measurement(
         claim="Trained from scratch on small data, convolutions in the patch embedding (SOPE) and above all in the"
         " feed-forward (DAFF) lift a ViT by many points, without its table of positions",
@@ -82,11 +70,7 @@ def judge(found: Comparison, data: str) -> Measurement:
         baseline=f"plain ViT {statistics.mean(found.top1['plain']):.1f} % top-1",
         verdict=verdict,
         data=f"{data}, {len(found.top1['plain'])} seeds",
-        details={
-            "top1": {name: [round(v, 2) for v in values] for name, values in found.top1.items()},
-            "params": {name: cost.params for name, cost in costs.items()},
-            "macs": {name: cost.macs for name, cost in costs.items()},
-        },
+        details=found.details(_classifier),
     )
 
 

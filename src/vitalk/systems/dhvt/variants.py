@@ -2,30 +2,14 @@
 
 from typing import Any
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 
-from .checkpoint import checkpoint_filter_fn
+from vitalk.vision.variants import build, default_cfg
+
 from .model import DHVT, DHVTWithMlp
 
-
-def _cfg(classes: int, side: int, crop_pct: float) -> dict[str, Any]:
-    return {
-        "url": "",
-        "num_classes": classes,
-        "input_size": (3, side, side),
-        "fixed_input_size": False,
-        "crop_pct": crop_pct,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "classifier": "head",
-        "first_conv": None,
-        "license": "apache-2.0",
-    }
-
-
-CIFAR, DOMAIN, IMAGENET = _cfg(100, 32, 1.0), _cfg(345, 224, 0.875), _cfg(1000, 224, 0.875)
+CIFAR = default_cfg(32, 100, crop_pct=1.0, license="apache-2.0")
+DOMAIN, IMAGENET = default_cfg(224, 345, license="apache-2.0"), default_cfg(license="apache-2.0")
 default_cfgs = generate_default_cfgs(
     {
         "dhvt_tiny_cifar_patch4": CIFAR,
@@ -44,10 +28,7 @@ def _create(name: str, pretrained: bool, size: dict[str, Any], kwargs: dict[str,
     side = default_cfgs[name].default.input_size[-1]
     arguments = {"img_size": side, "depth": 12, **size, **kwargs}
     cls = DHVT if arguments.pop("daff", True) else DHVTWithMlp
-    features = {"out_indices": arguments.pop("out_indices", 3), "feature_cls": "getter"}
-    return build_model_with_cfg(
-        cls, name, pretrained, pretrained_filter_fn=checkpoint_filter_fn, feature_cfg=features, **arguments
-    )
+    return build(cls, name, pretrained, 3, **arguments)
 
 
 @register_model

@@ -1,10 +1,9 @@
 """DopQ-ViT: the quantizer of attention, the rule of the fold, and the tuning that I&S-ViT brought."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor, nn
 
-from vitalk.errors import UserError
 from vitalk.nn.quant import (
     Log2Quantizer,
     LogSqrt2Quantizer,
@@ -13,6 +12,7 @@ from vitalk.nn.quant import (
     TanQuantizer,
     UniformQuantizer,
 )
+from vitalk.nn.quant.calibrate import check_choice
 from vitalk.nn.quant.reparam import Common, mean_scale
 from vitalk.nn.quant.smooth import BATCH, RATE, policy_of, smooth
 
@@ -70,11 +70,9 @@ def dopq_vit(
 
     Raises UserError for bits, pictures, weights and settings that cannot be.
     """
-    for name, value, kind in (
-        ("attention", attention, Attention), ("scales", scales, Scales), ("sharpness", sharpness, Sharpness),
-    ):  # fmt: skip
-        if value not in get_args(kind):
-            raise UserError(f"{name} must be one of {', '.join(get_args(kind))}, got {value}")
+    check_choice("attention", attention, Attention)
+    check_choice("scales", scales, Scales)
+    check_choice("sharpness", sharpness, Sharpness)
     search = {"search": search_products} if sharpness == "products" else {}
     return smooth(
         model, images, weight_bits, act_bits, policy_of(SOFTMAX.get(attention), integer), integer, RULES[scales],

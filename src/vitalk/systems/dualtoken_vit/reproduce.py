@@ -12,8 +12,8 @@ from torch import nn
 from vitalk.experiments import budget
 from vitalk.measurement import Measurement, Verdict
 from vitalk.vision.classifier import Classifier
-from vitalk.vision.cost import count, latencies
-from vitalk.vision.experiments import Comparison, Pictures, compare, top1
+from vitalk.vision.cost import latencies
+from vitalk.vision.experiments import Comparison, Pictures, cifar10, compare, top1
 
 DESIGNS: dict[str, dict[str, Any]] = {
     "full": {},
@@ -36,20 +36,11 @@ def measure(minutes: float, data: Path) -> Measurement:
     minutes: the budget; all runs get the same number of steps, which follows from it. data: the data root.
     """
     with budget("DualToken-ViT", minutes) as time:
-        train = Pictures.cifar10(data, "train", int(min(50_000, max(1_000, 1_000 * minutes))), padding=4)
-        test = Pictures.cifar10(data, "test", int(min(10_000, max(500, 500 * minutes))))
+        train, test = cifar10(data, minutes, train=1_000, test=500)
         times = latency_by_size(seconds=3 * minutes)
-        trained: dict[str, Classifier] = {}
-
-        def make(name: str, steps: int) -> Classifier:
-            trained[name] = _classifier(name, steps)  # the last seed's stays
-            return trained[name]
-
-        found = compare({name: partial(make, name) for name in DESIGNS}, train, test, time, SEEDS, BATCH)
-        changed = disturbed(trained["full"], test)
-    epochs = found.steps * BATCH / len(train)
-    named = f"CIFAR-10, {len(train)} pictures, {epochs:.1f} epochs each, {len(test)} for testing"
-    return judge(found, changed, times, named)
+        found = compare({name: partial(_classifier, name) for name in DESIGNS}, train, test, time, SEEDS, BATCH)
+        changed = disturbed(found.models["full"][-1], test)
+    return judge(found, changed, times, found.told(train, test))
 
 
 def judge(found: Comparison, changed: dict[str, float], times: dict[str, dict[int, float]], data: str) -> Measurement:
@@ -69,8 +60,6 @@ def judge(found: Comparison, changed: dict[str, float], times: dict[str, dict[in
         both = without[0] > 2 * without[1] and local[0] > without[0]
         linear = growth["system"] <= min(LINEAR, growth["ViT"])
         verdict = "reproduced" if both and linear else "direction only"
-    image = torch.randn(1, 3, 32, 32)
-    costs = {name: count(_classifier(name).model, image) for name in DESIGNS}
     return Measurement(
         claim="Adding up what a convolution finds locally and what tokens of a fixed grid know globally makes a light"
         " backbone, better with the convolution than with windows of attention, at a cost linear in the pixels",
@@ -86,17 +75,15 @@ def judge(found: Comparison, changed: dict[str, float], times: dict[str, dict[in
         verdict=verdict,
         data=f"{data}, {len(found.top1['full'])} seeds",
         details={
-            "top1": {name: [round(v, 2) for v in values] for name, values in found.top1.items()},
-            "params": {name: cost.params for name, cost in costs.items()},
-            "macs": {name: cost.macs for name, cost in costs.items()},
+            **found.details(_classifier),
             "milliseconds": {name: {str(s): 1000 * t for s, t in seconds.items()} for name, seconds in times.items()},
         },
     )
 
 
-def disturbed(model: Classifier, test: Pictures) -> dict[str, float]:
+def disturbed(model: nn.Module, test: Pictures) -> dict[str, float]:
     """Points of top-1 that the trained model gains, or loses, with its global tokens set to zero, and shuffled."""
-    tokens = model.model.global_tokens
+    tokens = model.global_tokens
     kept, whole = tokens.detach().clone(), top1(model, test)
     order = torch.randperm(kept.shape[1], generator=torch.Generator().manual_seed(0))
     found = {}

@@ -2,34 +2,19 @@
 
 from typing import Any
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
+
+from vitalk.vision.variants import build, default_cfg
 
 from .model import DualTokenViT
 
-
-def _cfg(classes: int, side: int, crop_pct: float) -> dict[str, Any]:
-    return {
-        "url": "",
-        "num_classes": classes,
-        "input_size": (3, side, side),
-        "fixed_input_size": False,
-        "crop_pct": crop_pct,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "stem.convs.0",
-        "classifier": "head",
-        "license": "apache-2.0",
-    }
-
-
+IMAGENET = default_cfg(first_conv="stem.convs.0", license="apache-2.0")
 default_cfgs = generate_default_cfgs(
     {
-        "dualtoken_vit_tiny_mix": _cfg(1000, 224, 0.875),
-        "dualtoken_vit_small_mix": _cfg(1000, 224, 0.875),
-        "dualtoken_vit_small": _cfg(1000, 224, 0.875),
-        "dualtoken_vit_cifar": _cfg(10, 32, 1.0),
+        "dualtoken_vit_tiny_mix": IMAGENET,
+        "dualtoken_vit_small_mix": IMAGENET,
+        "dualtoken_vit_small": IMAGENET,
+        "dualtoken_vit_cifar": {**IMAGENET, "num_classes": 10, "input_size": (3, 32, 32), "crop_pct": 1.0},
     }
 )
 SMALL = {"embed_dims": (64, 128, 256), "depths": (2, 6, 3)}
@@ -37,8 +22,7 @@ SMALL = {"embed_dims": (64, 128, 256), "depths": (2, 6, 3)}
 
 def _create(name: str, pretrained: bool, size: dict[str, Any], kwargs: dict[str, Any]) -> DualTokenViT:
     arguments = {"img_size": default_cfgs[name].default.input_size[-1], **size, **kwargs}
-    features = {"out_indices": arguments.pop("out_indices", (0, 1, 2)), "feature_cls": "getter"}
-    return build_model_with_cfg(DualTokenViT, name, pretrained, feature_cfg=features, **arguments)
+    return build(DualTokenViT, name, pretrained, (0, 1, 2), **arguments)
 
 
 @register_model

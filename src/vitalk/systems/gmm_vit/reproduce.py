@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,7 @@ from torch import nn
 from vitalk.experiments import budget
 from vitalk.measurement import Measurement, Verdict
 from vitalk.vision.classifier import Classifier
-from vitalk.vision.cost import count
-from vitalk.vision.experiments import Comparison, Pictures, compare
+from vitalk.vision.experiments import Comparison, cifar10, compare
 
 from .mask import GaussianMixtureMask
 
@@ -33,22 +33,10 @@ def measure(minutes: float, data: Path) -> Measurement:
 
     minutes: the budget; all runs get the same number of steps, which follows from it. data: the data root.
     """
-    trained: list[nn.Module] = []
-
-    def make(name: str, steps: int) -> Classifier:
-        classifier = _classifier(name, steps)
-        if name == "gaussian":
-            trained.append(classifier.model)
-        return classifier
-
     with budget("GMM-ViT", minutes) as time:
-        train = Pictures.cifar10(data, "train", int(min(50_000, max(1_000, 5_000 * minutes))), padding=4)
-        test = Pictures.cifar10(data, "test", int(min(10_000, max(500, 1_000 * minutes))))
-        makers = {name: lambda steps, name=name: make(name, steps) for name in ARMS}
-        found = compare(makers, train, test, time, SEEDS, BATCH)
-    epochs = found.steps * BATCH / len(train)
-    text = f"CIFAR-10, {len(train)} pictures, {epochs:.1f} epochs each, {len(test)} for testing"
-    return judge(found, shapes(trained[1:]), text)  # the first one timed a step
+        train, test = cifar10(data, minutes)
+        found = compare({name: partial(_classifier, name) for name in ARMS}, train, test, time, SEEDS, BATCH)
+    return judge(found, shapes(found.models["gaussian"]), found.told(train, test))
 
 
 def judge(found: Comparison, shape: dict[str, float], data: str) -> Measurement:
@@ -64,8 +52,6 @@ def judge(found: Comparison, shape: dict[str, float], data: str) -> Measurement:
     verdict: Verdict = "not reproduced"
     if mask > 2 * noise:
         verdict = "reproduced" if mask >= PUBLISHED / 2 and elementwise < mask else "direction only"
-    image = torch.randn(1, 3, 32, 32)
-    costs = {name: count(_classifier(name).model, image) for name in ARMS}
     return Measurement(
         claim="A learnable Gaussian mask of patch distance makes a small ViT classify better at no cost worth naming, "
         "and better than an unconstrained mask does",
@@ -76,9 +62,7 @@ def judge(found: Comparison, shape: dict[str, float], data: str) -> Measurement:
         verdict=verdict,
         data=f"{data}, {len(found.top1['gaussian'])} seeds",
         details={
-            "top1": {name: [round(v, 2) for v in values] for name, values in found.top1.items()},
-            "params": {name: cost.params for name, cost in costs.items()},
-            "macs": {name: cost.macs for name, cost in costs.items()},
+            **found.details(_classifier),
             **shape,
         },
     )

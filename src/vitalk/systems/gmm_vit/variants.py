@@ -10,25 +10,22 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
+from vitalk.vision.variants import default_cfg
+
 from .hosts import GMMCait, GMMPiT, GMMSwin
 from .model import GMMViT
 from .t2t import GMMT2T
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (3, 32, 32),
-        "fixed_input_size": True,
-        "crop_pct": 1.0,
-        "interpolation": "bicubic",
-        "mean": (0.4914, 0.4822, 0.4465),  # of CIFAR-10; the authors take each data set's own
-        "std": (0.2470, 0.2435, 0.2616),
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-        **kwargs,
-    }
+    return default_cfg(
+        32,
+        fixed_input_size=True,
+        crop_pct=1.0,
+        mean=(0.4914, 0.4822, 0.4465),  # of CIFAR-10; the authors take each data set's own
+        std=(0.2470, 0.2435, 0.2616),
+        **{"first_conv": "patch_embed.proj", **kwargs},
+    )
 
 
 VITS: dict[str, dict[str, int]] = {

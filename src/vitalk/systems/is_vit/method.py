@@ -1,11 +1,11 @@
 """I&S-ViT: its quantizers, and where the three stages of ``vitalk.nn.quant.smooth`` apply."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor, nn
 
-from vitalk.errors import UserError
 from vitalk.nn.quant import Log2Quantizer, LogSqrt2Quantizer, Quantizer, ShiftLog2Quantizer, UniformQuantizer
+from vitalk.nn.quant.calibrate import check_choice
 from vitalk.nn.quant.smooth import BATCH, RATE, policy_of, smooth
 
 Attention = Literal["sulq", "log2", "log-sqrt2", "uniform", "float"]
@@ -46,8 +46,7 @@ def is_vit(
 
     Raises UserError for bits, pictures, weights and settings that cannot be.
     """
-    if attention not in get_args(Attention):
-        raise UserError(f"attention must be one of {', '.join(get_args(Attention))}, got {attention}")
+    check_choice("attention", attention, Attention)
     return smooth(
         model, images, weight_bits, act_bits, policy_of(SOFTMAX[attention], integer), integer,
         iterations=iterations, stages=stages, batch=batch, lr=lr, wide=not_reduction, progress=progress,

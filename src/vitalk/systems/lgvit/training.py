@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitalk.errors import UserError
-from vitalk.vision.classifier import Classifier
+from vitalk.vision.classifier import ClassifierTraining
 
 from .losses import heterogeneous_loss, homogeneous_loss, prediction_loss, soft_cross_entropy, weighted_loss
 from .model import LGViT, chosen_logits
 
 
-class JointClassifier(Classifier):
+class JointClassifier(ClassifierTraining):
     """Stage 1: network and exits together, end to end (arXiv 2308.00255, section 3.3).
 
     Steps alternate: one trains the final classifier, without the heads, which then cost nothing; the next all
@@ -22,8 +22,8 @@ class JointClassifier(Classifier):
     ``trainer.strategy=ddp_find_unused_parameters_true``.
 
     init: weights to start from, of the plain model (fine-tuned: the paper's stage 0) or with exits. The other
-    arguments are the ``Classifier``'s. Validation logs the accuracies of early exit, of the final classifier and of
-    the exits, and the layer at which pictures leave.
+    arguments are the ``ClassifierTraining``'s. Validation logs the accuracies of early exit, of the final classifier
+    and of the exits, and the layer at which pictures leave.
 
     Raises UserError for models without exits, a batch of one with batch norm, and a loss that is not finite.
     """
@@ -32,31 +32,18 @@ class JointClassifier(Classifier):
         self,
         model: str,
         model_args: dict[str, Any] | None = None,
-        num_classes: int = 1000,
-        init: str | None = None,
-        fused_attn: bool = True,
-        optimizer: str = "adamw",
-        optimizer_args: dict[str, Any] | None = None,
+        *,
         lr: float = 5e-5,
         weight_decay: float = 0.0,
-        layer_decay: float | None = None,
-        warmup_steps: int = 0,
         min_lr: float = 0.0,
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
         smoothing: float = 0.0,
+        **options: Any,
     ):
         super().__init__(
-            model=model, model_args=model_args, num_classes=num_classes, init=init, fused_attn=fused_attn,
-            optimizer=optimizer, optimizer_args=optimizer_args, lr=lr, weight_decay=weight_decay,
-            layer_decay=layer_decay, warmup_steps=warmup_steps, min_lr=min_lr, mixup=mixup, cutmix=cutmix,
-            smoothing=smoothing,
-        )  # fmt: skip
+            model, model_args, lr=lr, weight_decay=weight_decay, min_lr=min_lr, smoothing=smoothing, **options
+        )
         if not isinstance(self.model, LGViT):
             raise UserError(f"{model} has no exits to train; choose an lgvit_* model")
-
-    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:  # noqa: D102
-        return self.checked(self.objective(*self.prepared(batch)))
 
     def objective(self, images: Tensor, target: Tensor) -> Tensor:
         """The loss of this step on images [batch, 3, height, width] with target [batch, classes]."""
@@ -93,31 +80,15 @@ class DistilledClassifier(JointClassifier):
         self,
         model: str,
         model_args: dict[str, Any] | None = None,
-        num_classes: int = 1000,
-        init: str | None = None,
-        fused_attn: bool = True,
-        optimizer: str = "adamw",
-        optimizer_args: dict[str, Any] | None = None,
-        lr: float = 5e-5,
-        weight_decay: float = 0.0,
-        layer_decay: float | None = None,
-        warmup_steps: int = 0,
-        min_lr: float = 0.0,
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
-        smoothing: float = 0.0,
+        *,
         alpha: float = 0.3,
         tau: float = 2.0,
         heterogeneous: float = 0.01,
         homogeneous: float = 0.01,
         detach: bool = True,
+        **options: Any,
     ):
-        super().__init__(
-            model=model, model_args=model_args, num_classes=num_classes, init=init, fused_attn=fused_attn,
-            optimizer=optimizer, optimizer_args=optimizer_args, lr=lr, weight_decay=weight_decay,
-            layer_decay=layer_decay, warmup_steps=warmup_steps, min_lr=min_lr, mixup=mixup, cutmix=cutmix,
-            smoothing=smoothing,
-        )  # fmt: skip
+        super().__init__(model, model_args, **options)
         self.model.trunk.requires_grad_(False)
         self.train()
 

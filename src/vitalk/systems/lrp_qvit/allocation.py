@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vitalk.errors import UserError
 from vitalk.files import write_whole
 from vitalk.nn.quant import QuantConv2d, QuantMatMul, find_pairs, sites
+from vitalk.nn.quant.calibrate import check_choice
 from vitalk.nn.quant.describe import bits_of, costs, set_bits
 from vitalk.nn.quant.reconstruct import units
 
@@ -106,8 +107,7 @@ def ladder(
     """
     if not choices or any(choice != int(choice) for choice in choices):
         raise UserError(f"choices must be whole differences from the target bits, such as (-1, 0, 1), got {choices}")
-    if limit not in get_args(Limit):
-        raise UserError(f"limit must be one of {', '.join(get_args(Limit))}, got {limit}")
+    check_choice("limit", limit, Limit)
     cost, target = costs(placed, image), bits_of(placed)
     names = [name for name in target if name in cost]  # the others are never reached
     ends = _set_ends(placed, names, target, ends_bits)

@@ -2,42 +2,23 @@
 
 import copy
 from collections.abc import Sequence
-from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitalk.errors import UserError
-from vitalk.nn.quant import (
-    Log2Quantizer,
-    LogSqrt2Quantizer,
-    Policy,
-    Quantizer,
-    UniformQuantizer,
-    calibrate,
-    expose,
-    find_pairs,
-    fold,
-    fold_batch_norms,
-    place,
-    quantizers,
-)
-from vitalk.nn.quant.calibrate import check
+from vitalk.nn.quant import Quantizer, calibrate, expose, fold, fold_batch_norms, quantizers, skeleton, widen
+from vitalk.nn.quant.calibrate import check, check_choice
+from vitalk.nn.quant.policy import Attention
 from vitalk.nn.quant.reparam import Pair
 
 from .allocation import Allocation, Ladder, Limit, ladder, stem
 from .clipping import Percentiles, clipped
 from .relevance import propagate
 
-Attention = Literal["log-sqrt2", "log2", "uniform", "float"]
 Normalize = Literal["type", "network"]
-SOFTMAX: dict[str, type[Quantizer]] = {
-    "log-sqrt2": LogSqrt2Quantizer,
-    "log2": Log2Quantizer,
-    "uniform": UniformQuantizer,
-}
 CHOICES = (-1, 0, 1)
 CLIP = (1.0, 99.0)
 
@@ -141,8 +122,7 @@ def contributions(
     Raises UserError for pictures, weights and labels that cannot be.
     """
     check(model, images)
-    if normalize not in get_args(Normalize):
-        raise UserError(f"normalize must be one of {', '.join(get_args(Normalize))}, got {normalize}")
+    check_choice("normalize", normalize, Normalize)
     with torch.inference_mode(False):
         network = opened(model)
         _, found = propagate(network, images, _checked(labels, network, images))
@@ -222,20 +202,4 @@ def _placed(
     placed = skeleton(model, weight_bits, act_bits, attention, integer)
     if allocation is not None:
         allocation.apply(placed)
-    pairs = find_pairs(placed, image)
-    for _, linears in pairs:
-        for linear in linears:
-            linear.input_quantizer = UniformQuantizer(linear.input_quantizer.bits, axis=-1, covers_zero=False)
-    return placed, pairs
-
-
-def skeleton(
-    model: nn.Module, weight_bits: int, act_bits: int, attention: Attention = "log-sqrt2", integer: bool = True
-) -> nn.Module:
-    """A copy of ``model`` with all quantizers in place, none of them fitted."""
-    if attention not in get_args(Attention):
-        raise UserError(f"attention must be one of {', '.join(get_args(Attention))}, got {attention}")
-    weights = partial(UniformQuantizer, axis=0, symmetric=integer)
-    if attention == "float":
-        return place(model, weight_bits, act_bits, Policy(weights, products=None))
-    return place(model, weight_bits, act_bits, Policy(weights, softmax=SOFTMAX[attention]))
+    return placed, widen(placed, image)

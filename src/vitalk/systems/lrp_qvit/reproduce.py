@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from vitalk.deploy.load import load_model
 from vitalk.experiments import budget
 from vitalk.measurement import Measurement, Verdict
-from vitalk.nn.quant import parse_bits, with_outliers
+from vitalk.nn.quant import parse_bits, skeleton, with_outliers
 from vitalk.vision.experiments import Calibrated, Pictures, compare_calibrated, draw
 
 from .allocation import Allocation
 from .clipping import saturation
-from .method import CHOICES, allocate, contributions, ladder, lrp_qvit, opened, sensitivities, skeleton, weighed
+from .method import CHOICES, allocate, contributions, ladder, lrp_qvit, opened, sensitivities, weighed
 from .relevance import propagate
 
 MODEL = "vitalk_eye"

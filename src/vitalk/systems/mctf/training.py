@@ -9,13 +9,13 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor
 
 from vitalk.errors import UserError
-from vitalk.vision.classifier import Classifier
+from vitalk.vision.classifier import ClassifierTraining
 from vitalk.vision.tokens import Tokens, Trunk
 
 from .method import valid_r, with_r
 
 
-class ConsistentClassifier(Classifier):
+class ConsistentClassifier(ClassifierTraining):
     """Trains a model that fuses tokens to agree with itself when it fuses fewer (arXiv 2403.10030, section 3).
 
     Each step runs the same network twice from the same embedded pictures, as a student with its own ``r`` and as a
@@ -24,7 +24,7 @@ class ConsistentClassifier(Classifier):
     student learns, on the pictures that the student is sure enough of, see ``accepted``.
 
     student_weight, teacher_weight, consistency: of the three losses. threshold: of the student's probability.
-    The other arguments are the ``Classifier``'s. Inference is the student's.
+    The other arguments are the ``ClassifierTraining``'s. Inference is the student's.
 
     Raises UserError for models that fuse nowhere, a batch of one with batch norm, and a loss that is not finite.
     """
@@ -33,40 +33,21 @@ class ConsistentClassifier(Classifier):
         self,
         model: str,
         model_args: dict[str, Any] | None = None,
-        num_classes: int = 1000,
-        init: str | None = None,
-        fused_attn: bool = True,
-        optimizer: str = "adamw",
-        optimizer_args: dict[str, Any] | None = None,
+        *,
         lr: float = 3e-5,
-        weight_decay: float = 0.05,
-        layer_decay: float | None = None,
-        warmup_steps: int = 0,
         min_lr: float = 1e-6,
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
-        mixup_prob: float = 1.0,
-        switch_prob: float = 0.5,
-        smoothing: float = 0.1,
         teacher_r: float = 8,
         threshold: float = 0.4,
         student_weight: float = 1.0,
         teacher_weight: float = 1.0,
         consistency: float = 3.0,
+        **options: Any,
     ):
-        super().__init__(
-            model=model, model_args=model_args, num_classes=num_classes, init=init, fused_attn=fused_attn,
-            optimizer=optimizer, optimizer_args=optimizer_args, lr=lr, weight_decay=weight_decay,
-            layer_decay=layer_decay, warmup_steps=warmup_steps, min_lr=min_lr, mixup=mixup, cutmix=cutmix,
-            mixup_prob=mixup_prob, switch_prob=switch_prob, smoothing=smoothing,
-        )  # fmt: skip
+        super().__init__(model, model_args, lr=lr, min_lr=min_lr, **options)
         valid_r(teacher_r)
         if not isinstance(self.model, Trunk):
             raise UserError(f"{model} fuses no tokens; choose an mctf_* model")
         with_r(self.model, 0)
-
-    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:  # noqa: D102
-        return self.checked(self.objective(*self.prepared(batch)))
 
     def objective(self, images: Tensor, target: Tensor) -> Tensor:
         """The loss on images [batch, 3, height, width] with target [batch, classes]."""

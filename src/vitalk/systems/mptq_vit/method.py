@@ -1,7 +1,7 @@
 """MPTQ-ViT: which quantizer sits where, and what is done in which order."""
 
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import torch
 from rich.progress import Progress
@@ -12,14 +12,14 @@ from vitalk.nn.quant import (
     LogSqrt2Quantizer,
     Policy,
     QuantConv2d,
-    QuantLinear,
     TwinUniformQuantizer,
     UniformQuantizer,
     calibrate,
+    load_quantized,
     place,
     sites,
 )
-from vitalk.nn.quant.calibrate import check
+from vitalk.nn.quant.calibrate import check, check_choice
 from vitalk.nn.quant.describe import Bits
 from vitalk.nn.quant.policy import Make
 from vitalk.nn.quant.search import Seen
@@ -119,7 +119,7 @@ def lower_bits(
     ``bits_after(steps, average)`` are the bits on the way, which ``mptq_vit(..., bits=...)`` takes. Arguments and
     errors as there.
     """
-    _choice("measure", measure, Measure)
+    check_choice("measure", measure, Measure)
     if not LEAST <= average_bits <= TOP:
         raise UserError(f"average_bits must be {LEAST} to {TOP}, got {average_bits}")
     model, images, seen = prepared(model, images, TOP, TOP, smooth, gelu, attention, alpha, percentile, values, integer)
@@ -136,7 +136,7 @@ def prepared(
 ) -> tuple[nn.Module, Tensor, dict[str, Seen]]:  # fmt: skip
     """A smoothed copy of ``model`` with unfitted quantizers, the pictures as they are calibrated on, what sites saw."""
     check(model, images)
-    _choice("smooth", smooth, Smooth)
+    check_choice("smooth", smooth, Smooth)
     if not (0 <= alpha <= 1 and 0.9 <= percentile <= 1):
         raise UserError(f"alpha must be 0 to 1 and percentile 0.9 to 1, got {alpha} and {percentile}")
     with torch.inference_mode(False):
@@ -162,16 +162,9 @@ def restore(
     with torch.inference_mode(False):
         quantized = skeleton(model, image.detach().clone(), weight_bits, act_bits, gelu, attention, integer)
         apply_bits(quantized, bits or {})
-    for name, site in sites(quantized).items():
-        created = state.get(f"{name}.bias")
-        if isinstance(site, QuantLinear) and site.bias is None and created is not None:
-            site.bias = nn.Parameter(torch.empty_like(created))
     if fully:
         quantize_fully(quantized)
-    try:
-        quantized.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"the saved state is of another model or other settings: {error}") from None
+    load_quantized(quantized, state)
     return quantized
 
 
@@ -179,8 +172,8 @@ def skeleton(
     model: nn.Module, image: Tensor, weight_bits: int, act_bits: int, gelu: Gelu, attention: Attention, integer: bool
 ) -> nn.Module:
     """A copy of ``model`` with all quantizers in place, none of them fitted. image: [1, channels, height, width]."""
-    _choice("gelu", gelu, Gelu)
-    _choice("attention", attention, Attention)
+    check_choice("gelu", gelu, Gelu)
+    check_choice("attention", attention, Attention)
     weights = partial(UniformQuantizer, axis=0, symmetric=True)
     products = None if attention == "float" else SYMMETRIC
     policy = Policy(weights, SYMMETRIC, products, SOFTMAX.get(attention, UniformQuantizer), GELU[gelu])
@@ -194,8 +187,3 @@ def skeleton(
 def _check_fully(fully: bool, attention: Attention) -> None:
     if fully and attention == "float":
         raise UserError('fully quantized attention needs quantizers; name an attention other than "float"')
-
-
-def _choice(name: str, value: Any, known: Any) -> None:
-    if value not in get_args(known):
-        raise UserError(f"{name} must be one of {', '.join(get_args(known))}, got {value}")

@@ -8,12 +8,12 @@ from operator import mul
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import ClassifierHead, ConvMlp, DropPath, calculate_drop_path_rates, make_divisible
-from timm.models import build_model_with_cfg, generate_default_cfgs, nextvit, register_model
+from timm.models import generate_default_cfgs, nextvit, register_model
 from torch import Tensor, nn
 
 from vitalk.errors import UserError
+from vitalk.vision.variants import build, default_cfg
 
 from .checkpoint import checkpoint_filter_fn
 
@@ -250,47 +250,27 @@ def _is_pair(widths: Any) -> bool:
     return isinstance(widths, Sequence) and len(widths) == 2
 
 
-def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.95,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "stem.0.conv",
-        "classifier": "head.fc",
-        **kwargs,
-    }
-
-
+CONVS = {"first_conv": "stem.0.conv", "classifier": "head.fc"}
 default_cfgs = generate_default_cfgs(
     {
-        "next_vit": _cfg(),
-        "next_vit_cifar": _cfg(
-            num_classes=10,
-            input_size=(3, 32, 32),
+        "next_vit": default_cfg(pool_size=(7, 7), crop_pct=0.95, **CONVS),
+        "next_vit_cifar": default_cfg(
+            32,
+            10,
             pool_size=(2, 2),
             crop_pct=1.0,
             mean=(0.491, 0.482, 0.447),
             std=(0.247, 0.244, 0.262),
+            **CONVS,
         ),
     }
 )
 
 
-def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> NextViT:
-    features = {"out_indices": arguments.pop("out_indices", (0, 1, 2, 3)), "feature_cls": "getter"}
-    return build_model_with_cfg(
-        NextViT, name, pretrained, pretrained_filter_fn=checkpoint_filter_fn, feature_cfg=features, **arguments
-    )
-
-
 @register_model
 def next_vit(pretrained: bool = False, **kwargs: Any) -> NextViT:
     """Next-ViT of any design; without arguments the network of timm's ``nextvit_small``: 31.8 M parameters."""
-    return _create("next_vit", pretrained, kwargs)
+    return build(NextViT, "next_vit", pretrained, (0, 1, 2, 3), **kwargs)
 
 
 @register_model
@@ -305,4 +285,4 @@ def next_vit_cifar(pretrained: bool = False, **kwargs: Any) -> NextViT:
         "drop_path_rate": 0.0,
         "num_classes": 10,
     }
-    return _create("next_vit_cifar", pretrained, {**small, **kwargs})
+    return build(NextViT, "next_vit_cifar", pretrained, (0, 1, 2, 3), **{**small, **kwargs})

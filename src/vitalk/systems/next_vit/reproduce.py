@@ -11,8 +11,8 @@ import torch
 from vitalk.experiments import budget
 from vitalk.measurement import Measurement, Verdict
 from vitalk.vision.classifier import Classifier
-from vitalk.vision.cost import count, latencies
-from vitalk.vision.experiments import Comparison, Pictures, compare
+from vitalk.vision.cost import latencies
+from vitalk.vision.experiments import Comparison, cifar10, compare
 
 from .fuse import fuse
 
@@ -35,14 +35,12 @@ def measure(minutes: float, data: Path) -> Measurement:
     minutes: the budget; all runs get the same number of steps, which follows from it. data: the data root.
     """
     with budget("Next-ViT", minutes) as time:
-        train = Pictures.cifar10(data, "train", int(min(50_000, max(1_000, 5_000 * minutes))), padding=4)
-        test = Pictures.cifar10(data, "test", int(min(10_000, max(500, 1_000 * minutes))))
+        train, test = cifar10(data, minutes)
         time.tick("timing Next-ViT-S")
         speeds = speed(seconds=6 * minutes)
         makers = {name: partial(_classifier, name) for name in NETWORKS}
         found = compare(makers, train, test, time, SEEDS, BATCH)
-    epochs = found.steps * BATCH / len(train)
-    return judge(found, speeds, f"CIFAR-10, {len(train)} pictures, {epochs:.1f} epochs each, {len(test)} for testing")
+    return judge(found, speeds, found.told(train, test))
 
 
 def judge(found: Comparison, speeds: dict[str, float], data: str) -> Measurement:
@@ -53,13 +51,11 @@ def judge(found: Comparison, speeds: dict[str, float], data: str) -> Measurement
     fused, is faster than a plain ViT of its MACs, which is what the paper says of its speed.
     """
     gains = {name: found.gain("hybrid", name) for name in RIVALS}
-    ahead = {name: mean > 2 * error for name, (mean, error) in gains.items()}
+    ahead = {name: found.ahead("hybrid", name) for name in RIVALS}
     faster = speeds["fused"] < speeds["ViT"]
     verdict: Verdict = "not reproduced"
     if ahead["ViT"]:
         verdict = "reproduced" if all(ahead.values()) and faster else "direction only"
-    image = torch.randn(1, 3, 32, 32)
-    costs = {name: count(_classifier(name).model, image) for name in NETWORKS}
     milliseconds = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in speeds.items())
     return Measurement(
         claim="A transformer block at the end of every few convolution blocks classifies better than convolutions "
@@ -76,9 +72,7 @@ def judge(found: Comparison, speeds: dict[str, float], data: str) -> Measurement
         verdict=verdict,
         data=f"{data}, {len(found.top1['hybrid'])} seeds",
         details={
-            "top1": {name: [round(v, 2) for v in values] for name, values in found.top1.items()},
-            "params": {name: cost.params for name, cost in costs.items()},
-            "macs": {name: cost.macs for name, cost in costs.items()},
+            **found.details(_classifier),
             "seconds": {name: round(value, 5) for name, value in speeds.items()},
         },
     )

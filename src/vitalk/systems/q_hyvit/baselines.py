@@ -11,11 +11,11 @@ from vitalk.nn.quant import (
     TwinUniformQuantizer,
     UniformQuantizer,
     calibrate,
-    find_pairs,
     fold,
     observe,
     place,
     sites,
+    widen,
 )
 from vitalk.nn.quant.search import decided, operand
 
@@ -34,10 +34,7 @@ def min_max(model: nn.Module, images: Tensor, weight_bits: int, act_bits: int) -
 def repq_style(model: nn.Module, images: Tensor, weight_bits: int, act_bits: int) -> nn.Module:
     """RepQ-ViT (arXiv 2212.08254) by its paper's protocol: percentiles, folded LayerNorm scales, log-sqrt2 softmax."""
     placed = place(model, weight_bits, act_bits, Policy(), images[:1])
-    pairs = find_pairs(placed, images[:1])
-    for _, linears in pairs:
-        for linear in linears:
-            linear.input_quantizer = UniformQuantizer(act_bits, axis=-1, covers_zero=False)
+    pairs = widen(placed, images[:1])
     calibrate(placed, images)
     for norm, linears in pairs:
         fold(norm, linears, integer=False)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from rich.progress import track
@@ -21,7 +21,7 @@ from vitalk.nn.quant import (
     quantizers,
     sites,
 )
-from vitalk.nn.quant.calibrate import check
+from vitalk.nn.quant.calibrate import check, check_choice
 from vitalk.nn.quant.search import Seen, decided
 
 from .bridges import order_and_bridges
@@ -71,10 +71,9 @@ def q_hyvit(
     Raises UserError for bits, pictures, weights and settings that cannot be.
     """
     check(model, images)
-    settings = {"choice": (choice, Choice), "metric": (metric, Metric), "attention": (attention, Attention)}
-    for name, (value, kind) in settings.items():
-        if value not in get_args(kind):
-            raise UserError(f"{name} must be one of {', '.join(get_args(kind))}, got {value}")
+    check_choice("choice", choice, Choice)
+    check_choice("metric", metric, Metric)
+    check_choice("attention", attention, Attention)
     for name, count, least in (("rounds", rounds, 0), ("candidates", candidates, 2), ("pictures", pictures, 1)):
         if count < least:
             raise UserError(f"{name} must be {least} or more, got {count}")

@@ -31,8 +31,8 @@ before the fold; ranges of whole tensors always hold zero; BatchNorms behind con
 Nothing is trained here. ``recipe.yaml`` (vitalk train repq-vit) trains the float network that is then quantized.
 """
 
-from vitalk.nn.quant import parse_bits
+from vitalk.nn.quant import parse_bits, skeleton
 
-from .method import repq_vit, restore, skeleton
+from .method import repq_vit, restore
 
 __all__ = ["parse_bits", "repq_vit", "restore", "skeleton"]

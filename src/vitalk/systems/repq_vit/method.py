@@ -1,34 +1,15 @@
 """RepQ-ViT: which quantizer sits where, and the calibration procedure."""
 
-from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from vitalk.errors import UserError
-from vitalk.nn.quant import (
-    Log2Quantizer,
-    LogSqrt2Quantizer,
-    Policy,
-    Quantizer,
-    QuantLinear,
-    UniformQuantizer,
-    calibrate,
-    find_pairs,
-    fold,
-    place,
-    sites,
-)
+from vitalk.nn.quant import calibrate, fold, load_quantized, skeleton, widen
 from vitalk.nn.quant.calibrate import check
+from vitalk.nn.quant.policy import Attention
 
-Attention = Literal["log-sqrt2", "log2", "uniform", "float"]
 NormInputs = Literal["reparameterized", "channel", "tensor"]
-SOFTMAX: dict[str, type[Quantizer]] = {
-    "log-sqrt2": LogSqrt2Quantizer,
-    "log2": Log2Quantizer,
-    "uniform": UniformQuantizer,
-}
 
 
 def repq_vit(
@@ -59,10 +40,7 @@ def repq_vit(
     with torch.inference_mode(False):
         images = images.detach().clone()
         model = skeleton(model, weight_bits, act_bits, attention, integer)
-        pairs = [] if norm_inputs == "tensor" else find_pairs(model, images[:1])
-        for _, linears in pairs:
-            for linear in linears:
-                linear.input_quantizer = UniformQuantizer(act_bits, axis=-1, covers_zero=False)
+        pairs = [] if norm_inputs == "tensor" else widen(model, images[:1])
         calibrate(model, images, progress)
         if norm_inputs == "reparameterized":
             for norm, linears in pairs:
@@ -83,24 +61,5 @@ def restore(
     The other arguments must be those of the ``repq_vit`` call. Raises UserError where the state does not fit.
     """
     quantized = skeleton(model, weight_bits, act_bits, attention, integer)
-    for name, site in sites(quantized).items():
-        created = state.get(f"{name}.bias")
-        if isinstance(site, QuantLinear) and site.bias is None and created is not None:
-            site.bias = nn.Parameter(torch.empty_like(created))
-    try:
-        quantized.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"the saved state is of another model or other settings: {error}") from None
+    load_quantized(quantized, state)
     return quantized
-
-
-def skeleton(
-    model: nn.Module, weight_bits: int, act_bits: int, attention: Attention = "log-sqrt2", integer: bool = True
-) -> nn.Module:
-    """A copy of ``model`` with all quantizers in place, none of them fitted."""
-    if attention not in get_args(Attention):
-        raise UserError(f"attention must be one of {', '.join(get_args(Attention))}, got {attention}")
-    weights = partial(UniformQuantizer, axis=0, symmetric=integer)
-    if attention == "float":
-        return place(model, weight_bits, act_bits, Policy(weights, products=None))
-    return place(model, weight_bits, act_bits, Policy(weights, softmax=SOFTMAX[attention]))

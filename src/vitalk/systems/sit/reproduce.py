@@ -107,12 +107,6 @@ def student(kind: str, steps: int = 1) -> SlimmingClassifier:
     return built
 
 
-def clear(found: Comparison, name: str, baseline: str) -> bool:
-    """Whether ``name`` is ahead by more than two standard errors over the seeds."""
-    gain, error = found.gain(name, baseline)
-    return gain > 2 * error
-
-
 def judge(speed: Efficiency, found: Comparison, teacher: float) -> Verdict:
     """The verdict on the whole claim; teacher: its top-1 in percent.
 
@@ -122,12 +116,12 @@ def judge(speed: Efficiency, found: Comparison, teacher: float) -> Verdict:
     """
     fast = all(speed.least(name) >= NEARLY * times for name, times in PUBLISHED.items())
     close = mean(found.top1["FRD"]) >= KEPT * teacher
-    distilled = clear(found, "FRD", "KD") and clear(found, "FRD", "CE")
-    soft = clear(found, "KD", "norm") and clear(found, "KD", "random")
+    distilled = found.ahead("FRD", "KD") and found.ahead("FRD", "CE")
+    soft = found.ahead("KD", "norm") and found.ahead("KD", "random")
     if fast and close and distilled and soft:
         return "reproduced"
     faster = speed.least("sit_small") > 1 and speed.least("sit_xs") > speed.least("sit_small")
-    return "direction only" if faster and clear(found, "FRD", "CE") else "not reproduced"
+    return "direction only" if faster and found.ahead("FRD", "CE") else "not reproduced"
 
 
 def measure(minutes: float, data: Path) -> Measurement:

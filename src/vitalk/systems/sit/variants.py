@@ -4,30 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import timm
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 
 from vitalk.errors import UserError
+from vitalk.vision.variants import build, default_cfg
 
-from .checkpoint import lvvit_filter
 from .model import LVViT, LVViTDistilled
 from .slimming import SiT, sit
-
-
-def _cfg(side: int) -> dict[str, Any]:
-    return {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (3, side, side),
-        "fixed_input_size": True,
-        "crop_pct": 0.875,  # the authors evaluate at 256 / 224
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "classifier": "head",
-        "first_conv": "patch_embed.proj.conv1",
-    }
-
 
 SIZES: dict[str, dict[str, Any]] = {
     "lvvit_tiny": {"embed_dim": 320, "depth": 14, "num_heads": 5},
@@ -35,16 +18,18 @@ SIZES: dict[str, dict[str, Any]] = {
     "lvvit_medium": {"embed_dim": 512, "depth": 20, "num_heads": 8},
     "lvvit_large": {"embed_dim": 768, "depth": 24, "num_heads": 12, "stem": "6c", "skip_lam": 3.0, "img_size": 288},
 }
-default_cfgs = generate_default_cfgs({name: _cfg(size.get("img_size", 224)) for name, size in SIZES.items()})
+default_cfgs = generate_default_cfgs(  # the authors evaluate at 256 / 224
+    {
+        name: default_cfg(size.get("img_size", 224), fixed_input_size=True, first_conv="patch_embed.proj.conv1")
+        for name, size in SIZES.items()
+    }
+)
 
 
 def _lvvit(name: str, pretrained: bool, kwargs: dict[str, Any]) -> LVViT:
     """distilled: with a distillation token and its head. The other arguments are the ``LVViT``'s."""
     cls = LVViTDistilled if kwargs.pop("distilled", False) else LVViT
-    features = {"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"}
-    return build_model_with_cfg(
-        cls, name, pretrained, pretrained_filter_fn=lvvit_filter, feature_cfg=features, **{**SIZES[name], **kwargs}
-    )
+    return build(cls, name, pretrained, 3, **{**SIZES[name], **kwargs})
 
 
 @register_model

@@ -10,8 +10,8 @@ import torch
 from vitalk.experiments import budget
 from vitalk.measurement import Measurement, Verdict
 from vitalk.vision.classifier import Classifier
-from vitalk.vision.cost import count, latencies
-from vitalk.vision.experiments import Comparison, Pictures, compare
+from vitalk.vision.cost import growth
+from vitalk.vision.experiments import Comparison, cifar10, compare
 
 from .tokens import TokenLayer
 
@@ -34,16 +34,14 @@ def measure(minutes: float, data: Path) -> Measurement:
     minutes: the budget; all runs get the same number of steps, which follows from it. data: the data root.
     """
     with budget("T2T-ViT", minutes) as time:
-        train = Pictures.cifar10(data, "train", int(min(50_000, max(1_000, 5_000 * minutes))), padding=4)
-        test = Pictures.cifar10(data, "test", int(min(10_000, max(500, 1_000 * minutes))))
-        growth = attention_growth(seconds=6 * minutes)
+        train, test = cifar10(data, minutes)
+        times = attention_growth(seconds=6 * minutes)
         makers = {name: partial(_classifier, name) for name in EMBEDDINGS}
         found = compare(makers, train, test, time, SEEDS, BATCH)
-    epochs = found.steps * BATCH / len(train)
-    return judge(found, growth, f"CIFAR-10, {len(train)} pictures, {epochs:.1f} epochs each, {len(test)} for testing")
+    return judge(found, times, found.told(train, test))
 
 
-def judge(found: Comparison, growth: dict[str, float], data: str) -> Measurement:
+def judge(found: Comparison, times: dict[str, float], data: str) -> Measurement:
     """The measurement that the accuracies by embedding and seed and the growth of the times amount to.
 
     "direction only" takes a gain of the Performer over patches that is more than two standard errors above zero;
@@ -58,43 +56,31 @@ def judge(found: Comparison, growth: dict[str, float], data: str) -> Measurement
         )
         full = mean["performer"] >= PUBLISHED["performer"] / 2
         verdict = "reproduced" if full and ordered and mean["convolutions"] > 0 else "direction only"
-    image = torch.randn(1, 3, 32, 32)
-    costs = {name: count(_classifier(name).model, image) for name in EMBEDDINGS}
     return Measurement(
         claim="Tokens-to-token layers classify better than a patch embedding in front of the same backbone; the "
         "Performer layer nearly as well as softmax attention, at a cost linear in the tokens",
         published="top-1 on ImageNet over 79.5 % with patches: "
         + ", ".join(f"{name} +{gain}" for name, gain in PUBLISHED.items()),
         measured=", ".join(f"{name} {mean[name]:+.1f} ± {noise[name]:.1f}" for name in PUBLISHED)
-        + f" points; time of a token layer for 4 times the tokens: performer x{growth['performer']:.1f},"
-        f" transformer x{growth['transformer']:.1f}",
+        + f" points; time of a token layer for 4 times the tokens: performer x{times['performer']:.1f},"
+        f" transformer x{times['transformer']:.1f}",
         baseline=f"patches {statistics.mean(found.top1['patches']):.1f} % top-1",
         verdict=verdict,
         data=f"{data}, {len(found.top1['patches'])} seeds",
         details={
-            "top1": {name: [round(v, 2) for v in values] for name, values in found.top1.items()},
-            "params": {name: cost.params for name, cost in costs.items()},
-            "macs": {name: cost.macs for name, cost in costs.items()},
-            **{f"growth_{name}": value for name, value in growth.items()},
+            **found.details(_classifier),
+            **{f"growth_{name}": value for name, value in times.items()},
         },
     )
 
 
-def attention_growth(seconds: float, sides: tuple[int, int] = (56, 112)) -> dict[str, float]:
-    """How many times longer a token layer (147 -> 64) takes for a grid of the second side than of the first.
+def attention_growth(seconds: float) -> dict[str, float]:
+    """How many times longer a token layer (147 -> 64) takes for a grid of 112 x 112 tokens than for one of 56 x 56.
 
     Linear time would give the ratio of the token counts (4), quadratic time its square (16).
     """
     layers = {kind: TokenLayer(147, 64, kind).eval() for kind in ("performer", "transformer")}
-    tokens = {side: torch.randn(1, side**2, 147) for side in sides}
-    runs = {
-        f"{kind} {side}": lambda layer=layer, x=x: layer(x)
-        for kind, layer in layers.items()
-        for side, x in tokens.items()
-    }
-    with torch.inference_mode():
-        taken = latencies(runs, warmup=1, repeats=20, seconds=seconds)
-    return {kind: taken[f"{kind} {sides[1]}"] / taken[f"{kind} {sides[0]}"] for kind in layers}
+    return growth(layers, torch.randn(1, 56**2, 147), torch.randn(1, 112**2, 147), seconds)
 
 
 def _classifier(name: str, steps: int = 1) -> Classifier:

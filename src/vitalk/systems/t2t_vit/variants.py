@@ -2,31 +2,19 @@
 
 from typing import Any
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
+
+from vitalk.vision.variants import build, default_cfg
 
 from .ablation import T2TViTDense, T2TViTGhost, T2TViTSE
-from .checkpoint import checkpoint_filter_fn
 from .model import T2TViT
 
 RELEASES = "https://github.com/yitu-opensource/T2T-ViT/releases/download/main/"
 
 
 def _cfg(file: str = "", **kwargs: Any) -> dict[str, Any]:
-    return {
-        "url": RELEASES + file if file else "",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "fixed_input_size": True,
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "classifier": "head",
-        "first_conv": None,
-        "license": "bsd-3-clause-clear",
-        **kwargs,
-    }
+    url = RELEASES + file if file else ""
+    return default_cfg(url=url, fixed_input_size=True, crop_pct=0.9, license="bsd-3-clause-clear", **kwargs)
 
 
 default_cfgs = generate_default_cfgs(
@@ -60,10 +48,7 @@ def _create(name: str, pretrained: bool, size: dict, kwargs: dict, cls: type[T2T
     arguments = {**size, **kwargs}
     if pretrained and "embed_dim" in arguments:
         arguments.setdefault("qk_scale", arguments["embed_dim"] ** -0.5)
-    features = {"out_indices": arguments.pop("out_indices", 3), "feature_cls": "getter"}
-    return build_model_with_cfg(
-        cls, name, pretrained, pretrained_filter_fn=checkpoint_filter_fn, feature_cfg=features, **arguments
-    )
+    return build(cls, name, pretrained, 3, **arguments)
 
 
 @register_model

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from vitalk.experiments import budget
 from vitalk.measurement import Measurement, Verdict
 from vitalk.vision.classifier import Classifier
-from vitalk.vision.cost import count, latencies
-from vitalk.vision.experiments import Comparison, Pictures, compare, top1
+from vitalk.vision.cost import latencies
+from vitalk.vision.experiments import Comparison, Pictures, cifar10, compare, top1
 
 from .operator import msa_conv
 from .window import Window
@@ -39,29 +39,20 @@ def measure(minutes: float, data: Path) -> Measurement:
 
     minutes: the budget; all runs get the same number of steps, which follows from it. data: the data root.
     """
-    trained: dict[str, list[Classifier]] = {name: [] for name in [*DESIGNS, "ViT"]}
-
-    def make(name: str, steps: int) -> Classifier:
-        trained[name].append(_classifier(name, steps))
-        return trained[name][-1]
-
     with budget("TiC", 0.85 * minutes) as time:
-        train = Pictures.cifar10(data, "train", int(min(50_000, max(1_000, 1_000 * minutes))), padding=4)
-        test = Pictures.cifar10(data, "test", int(min(10_000, max(500, 400 * minutes))))
+        train, test = cifar10(data, minutes, train=1_000, test=400)
         cost = operator_cost(seconds=3 * minutes)
-        found = compare({name: partial(make, name) for name in trained}, train, test, time, SEEDS, BATCH)
+        makers = {name: partial(_classifier, name) for name in [*DESIGNS, "ViT"]}
+        found = compare(makers, train, test, time, SEEDS, BATCH)
     with budget("TiC at other sizes", 0.15 * minutes) as time:
         few = int(min(len(test), max(200, 100 * minutes)))
         resized: Resized = {name: {} for name in RESIZED}
         for size in SIZES:
             time.tick(f"pictures of {size} pixels")
             pictures = at_size(test, size, few)
-            for name in RESIZED:  # the first model of each design has found out how long a step takes
-                resized[name][size] = [top1(model, pictures) for model in trained[name][1:]]
-    epochs = found.steps * BATCH / len(train)
-    return judge(
-        found, resized, cost, f"CIFAR-10, {len(train)} pictures, {epochs:.1f} epochs each, {len(test)} for testing"
-    )
+            for name in RESIZED:
+                resized[name][size] = [top1(model, pictures) for model in found.models[name]]
+    return judge(found, resized, cost, found.told(train, test))
 
 
 def judge(found: Comparison, resized: Resized, cost: dict[str, float], data: str) -> Measurement:
@@ -79,8 +70,6 @@ def judge(found: Comparison, resized: Resized, cost: dict[str, float], data: str
     holds = ahead > 2 * error and behind >= -2 * noise and shares["TiC"] > shares["ViT"] and speed[56] > 1
     verdict: Verdict = "direction only" if holds else "not reproduced"
     gains = {name: found.gain(name, "MSA-Conv alone") for name in ("with shift", "with pooling", "TiC")}
-    image = torch.randn(1, 3, 32, 32)
-    costs = {name: count(_classifier(name).model, image) for name in found.top1}
     return Measurement(
         claim="Attention that slides like a convolution classifies comparably to the state of the art, takes pictures"
         " of any size without resizing or retraining, and costs less than global attention",
@@ -97,14 +86,12 @@ def judge(found: Comparison, resized: Resized, cost: dict[str, float], data: str
         verdict=verdict,
         data=f"{data}, {len(found.top1['TiC'])} seeds; sizes of the networks are ours",
         details={
-            "top1": {name: [round(v, 2) for v in values] for name, values in found.top1.items()},
+            **found.details(_classifier),
             "resized": {
                 name: {size: [round(v, 2) for v in values] for size, values in accuracies.items()}
                 for name, accuracies in resized.items()
             },
             "operator_seconds": cost,
-            "params": {name: cost.params for name, cost in costs.items()},
-            "macs": {name: cost.macs for name, cost in costs.items()},
         },
     )
 

@@ -2,40 +2,26 @@
 
 from typing import Any
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 
-from .checkpoint import checkpoint_filter_fn
+from vitalk.vision.variants import build, default_cfg
+
 from .model import TiC
 
-
-def _cfg(classes: int, side: int, crop_pct: float, first_conv: str = "stem.0") -> dict[str, Any]:
-    return {
-        "url": "",
-        "num_classes": classes,
-        "input_size": (3, side, side),
-        "fixed_input_size": False,
-        "crop_pct": crop_pct,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "classifier": "head.fc",
-        "first_conv": first_conv,
-    }
-
-
+CONVS = {"classifier": "head.fc", "first_conv": "stem.0"}
 default_cfgs = generate_default_cfgs(
-    {"tic_tiny": _cfg(1000, 224, 0.875), "tic_small": _cfg(1000, 224, 0.875), "tic_tiny_cifar": _cfg(10, 32, 1.0)}
+    {
+        "tic_tiny": default_cfg(**CONVS),
+        "tic_small": default_cfg(**CONVS),
+        "tic_tiny_cifar": default_cfg(32, 10, crop_pct=1.0, **CONVS),
+    }
 )
 
 
 def _create(name: str, pretrained: bool, size: dict[str, Any], kwargs: dict[str, Any]) -> TiC:
     arguments = {**size, **kwargs}
     stages = len(arguments.get("depths", (2, 2, 6, 2)))
-    features = {"out_indices": arguments.pop("out_indices", tuple(range(stages))), "feature_cls": "getter"}
-    return build_model_with_cfg(
-        TiC, name, pretrained, pretrained_filter_fn=checkpoint_filter_fn, feature_cfg=features, **arguments
-    )
+    return build(TiC, name, pretrained, tuple(range(stages)), **arguments)
 
 
 @register_model

@@ -15,7 +15,7 @@ from vitalk.experiments import Budget, budget
 from vitalk.measurement import Measurement, Verdict
 from vitalk.vision.classifier import Classifier
 from vitalk.vision.cost import latencies
-from vitalk.vision.experiments import Comparison, Pictures, compare
+from vitalk.vision.experiments import Comparison, cifar10, compare
 
 from . import probe
 
@@ -53,16 +53,12 @@ def measure(minutes: float, data: Path) -> Measurement:
     minutes: the budget, at least some two for the costs. data: the data root.
     """
     with budget("ViR", minutes) as time:
-        train = Pictures.cifar10(data, "train", int(min(50_000, max(1_000, 5_000 * minutes))), padding=4)
-        test = Pictures.cifar10(data, "test", int(min(10_000, max(500, 1_000 * minutes))))
+        train, test = cifar10(data, minutes)
         costs = measure_costs(time, minutes)
-        kept: dict[str, Classifier] = {}
-        found = compare({name: partial(_classifier, name, kept) for name in DESIGNS}, train, test, time, SEEDS, BATCH)
+        found = compare({name: partial(_classifier, name) for name in DESIGNS}, train, test, time, SEEDS, BATCH)
         images = next(iter(test.batches(250)))[0]
-        agreement = {name: agree(kept[name].model, images) for name in DESIGNS if name != "ViT"}
-    epochs = found.steps * BATCH / len(train)
-    pictures = f"CIFAR-10, {len(train)} pictures, {epochs:.1f} epochs each, {len(test)} for testing"
-    return judge(found, agreement, costs, pictures)
+        agreement = {name: agree(found.models[name][-1], images) for name in DESIGNS if name != "ViT"}
+    return judge(found, agreement, costs, found.told(train, test))
 
 
 def judge(found: Comparison, agreement: dict[str, tuple[float, float]], costs: Costs, data: str) -> Measurement:
@@ -148,9 +144,8 @@ def measure_costs(time: Budget, minutes: float) -> Costs:
     return Costs(seconds, memory, stream)
 
 
-def _classifier(name: str, kept: dict[str, Classifier], steps: int = 1) -> Classifier:
+def _classifier(name: str, steps: int) -> Classifier:
     model, arguments = DESIGNS[name]
-    kept[name] = Classifier(
+    return Classifier(
         model, {**TRUNK, **arguments}, num_classes=10, fused_attn=False, lr=2e-3, warmup_steps=steps // 10
     )
-    return kept[name]

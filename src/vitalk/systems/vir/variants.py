@@ -2,45 +2,29 @@
 
 from typing import Any
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.data import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
+from timm.models import generate_default_cfgs, register_model
 
-from .checkpoint import checkpoint_filter_fn
+from vitalk.vision.variants import build, default_cfg
+
 from .hybrid import HybridRetention
 from .model import VisionRetention
 
-
-def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "fixed_input_size": True,
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_INCEPTION_MEAN,
-        "std": IMAGENET_INCEPTION_STD,
-        "classifier": "head",
-        "first_conv": "patch_embed.proj",
-        **kwargs,
-    }
-
-
-def _hybrid_cfg() -> dict[str, Any]:
-    return _cfg(fixed_input_size=False, first_conv="stem.0.conv", mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD)
-
-
+VIR = default_cfg(
+    fixed_input_size=True, mean=IMAGENET_INCEPTION_MEAN, std=IMAGENET_INCEPTION_STD, first_conv="patch_embed.proj"
+)
+HYBRID = default_cfg(first_conv="stem.0.conv")
 # No weights of either version are public.
 default_cfgs = generate_default_cfgs(
     {
-        "vir_tiny_patch16_224": _cfg(),
-        "vir_small_patch16_224": _cfg(),
-        "vir_base_patch16_224": _cfg(),
-        "vir_large_patch16_224": _cfg(),
-        "vir_large_patch14_224": _cfg(),
-        "hvir_tiny": _hybrid_cfg(),
-        "hvir_small": _hybrid_cfg(),
-        "hvir_base": _hybrid_cfg(),
+        "vir_tiny_patch16_224": VIR,
+        "vir_small_patch16_224": VIR,
+        "vir_base_patch16_224": VIR,
+        "vir_large_patch16_224": VIR,
+        "vir_large_patch14_224": VIR,
+        "hvir_tiny": HYBRID,
+        "hvir_small": HYBRID,
+        "hvir_base": HYBRID,
     }
 )
 
@@ -51,11 +35,7 @@ LARGE = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
 
 
 def _create(name: str, pretrained: bool, size: dict[str, Any], kwargs: dict[str, Any]) -> VisionRetention:
-    arguments = {**size, **kwargs}
-    features = {"out_indices": arguments.pop("out_indices", 3), "feature_cls": "getter"}
-    return build_model_with_cfg(
-        VisionRetention, name, pretrained, pretrained_filter_fn=checkpoint_filter_fn, feature_cfg=features, **arguments
-    )
+    return build(VisionRetention, name, pretrained, 3, **{**size, **kwargs})
 
 
 @register_model
@@ -89,9 +69,7 @@ def vir_large_patch14_224(pretrained: bool = False, **kwargs: Any) -> VisionRete
 
 
 def _create_hybrid(name: str, pretrained: bool, size: dict[str, Any], kwargs: dict[str, Any]) -> HybridRetention:
-    arguments = {**size, **kwargs}
-    features = {"out_indices": arguments.pop("out_indices", (0, 1, 2, 3)), "feature_cls": "getter"}
-    return build_model_with_cfg(HybridRetention, name, pretrained, feature_cfg=features, **arguments)
+    return build(HybridRetention, name, pretrained, (0, 1, 2, 3), **{**size, **kwargs})
 
 
 @register_model

@@ -29,7 +29,7 @@ from vitalk.nn.quant import (
     quantizers,
     sites,
 )
-from vitalk.nn.quant.calibrate import check
+from vitalk.nn.quant.calibrate import check, check_choice
 from vitalk.nn.quant.nonuniform import TableQuantizer
 from vitalk.nn.quant.policy import Make
 from vitalk.nn.quant.search import STEPS, alternate, choose, decided
@@ -194,8 +194,7 @@ def fq_vit(
     quantized inputs, as integer LayerNorms need; runtimes compute those in float, so it is simulated.
     factors: powers of two that a channel may choose from; 1 is one scale a tensor, the paper's baseline.
     """
-    if norms not in get_args(NormSide):
-        raise UserError(f"norms must be one of {', '.join(get_args(NormSide))}, got {norms}")
+    check_choice("norms", norms, NormSide)
     weights = partial(UniformQuantizer, axis=0, symmetric=integer, ranges=MINMAX)
     channels = partial(PowerOfTwoQuantizer, factors=factors)
     pairs: list[Any] = []

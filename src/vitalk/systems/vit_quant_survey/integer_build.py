@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vitalk.errors import UserError
 from vitalk.nn.quant import UniformQuantizer, fold_batch_norms
-from vitalk.nn.quant.calibrate import check
+from vitalk.nn.quant.calibrate import check, check_choice
 from vitalk.vision.eye import ConvStem, Residual
 
 from .integer import (
@@ -61,9 +61,8 @@ def integer_vit(model: nn.Module, images: Tensor, softmax: Softmax = "shiftmax",
 
     Raises UserError for other architectures, settings that there are not, and pictures or weights that cannot be.
     """
-    for name, value, known in (("softmax", softmax, Softmax), ("gelu", gelu, Gelu)):
-        if value not in get_args(known):
-            raise UserError(f"{name} must be one of {', '.join(get_args(known))}, got {value}")
+    check_choice("softmax", softmax, Softmax)
+    check_choice("gelu", gelu, Gelu)
     check(model, images)
     _check_architecture(model)
     with torch.inference_mode(False), torch.no_grad():

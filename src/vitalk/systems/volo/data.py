@@ -27,8 +27,8 @@ class TokenLabelImages(Images):
     """``Images`` whose training batches carry label maps: (images, {"labels", "scores", "classes", "boxes"}).
 
     label_maps: see ``open_label_maps``; they cover the whole pictures of the train part. "boxes" [batch, 4] say which
-    part of them a training picture shows. Arguments are those of ``Images``; an ``auto_augment`` policy must be a
-    RandAugment ("rand-…"), whose shifts, shears and turns the maps follow.
+    part of them a training picture shows. Other arguments are those of ``Images`` but for ``augment``; an
+    ``auto_augment`` policy must be a RandAugment ("rand-…"), whose shifts, shears and turns the maps follow.
     Raises UserError for maps that do not go with the pictures and for other policies.
     """
 
@@ -36,26 +36,13 @@ class TokenLabelImages(Images):
         self,
         label_maps: str,
         path: str | None = None,
-        size: int = 224,
-        batch_size: int = 128,
-        workers: int = 2,
-        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
-        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
-        interpolation: str = "bicubic",
+        *,
         crop_pct: float = 0.96,
-        padding: int | None = None,
-        scale: tuple[float, float] = (0.08, 1.0),
-        color_jitter: float = 0.0,
         auto_augment: str | None = None,
-        reprob: float = 0.0,
-        limit: int | None = None,
-        seed: int = 0,
+        **options: Any,
     ):
-        super().__init__(
-            path=path, size=size, batch_size=batch_size, workers=workers, mean=mean, std=std,
-            interpolation=interpolation, crop_pct=crop_pct, padding=padding, scale=scale, color_jitter=color_jitter,
-            auto_augment=auto_augment, reprob=reprob, limit=limit, seed=seed,
-        )  # fmt: skip
+        # What is given here is no option of the command line: the maps are always augmented.
+        super().__init__(path, crop_pct=crop_pct, augment=True, auto_augment=auto_augment, **options)
         if auto_augment and not auto_augment.startswith("rand"):
             raise UserError(f"label maps cannot follow the policy {auto_augment}; take a RandAugment (rand-…)")
         self.maps = open_label_maps(label_maps, self.train)

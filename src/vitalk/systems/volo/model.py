@@ -5,11 +5,12 @@ from typing import Any, Literal, get_args
 
 from timm.layers import to_2tuple
 from timm.layers.halo_attn import HaloAttn
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models.volo import VOLO, OutlookAttention
 from torch import Tensor, nn
 
 from vitalk.errors import UserError
+from vitalk.vision.variants import build, default_cfg
 
 from .checkpoint import check_size, checkpoint_filter_fn, set_input_size
 
@@ -115,18 +116,16 @@ def mixed_by(attn: OutlookAttention, dim: int, mixer: Mixer) -> nn.Module:
 
 default_cfgs = generate_default_cfgs(
     {
-        "volo_mini_32": {
-            "url": "",
-            "num_classes": 10,
-            "input_size": (3, 32, 32),
-            "fixed_input_size": True,
-            "crop_pct": 1.0,
-            "interpolation": "bicubic",
-            "mean": (0.491, 0.482, 0.447),
-            "std": (0.247, 0.244, 0.262),
-            "first_conv": "patch_embed.conv.0",
-            "classifier": ("head", "aux_head"),
-        }
+        "volo_mini_32": default_cfg(
+            32,
+            10,
+            fixed_input_size=True,
+            crop_pct=1.0,
+            mean=(0.491, 0.482, 0.447),
+            std=(0.247, 0.244, 0.262),
+            first_conv="patch_embed.conv.0",
+            classifier=("head", "aux_head"),
+        )
     }
 )
 
@@ -134,11 +133,4 @@ default_cfgs = generate_default_cfgs(
 @register_model
 def volo_mini_32(pretrained: bool = False, **kwargs: Any) -> MiniVOLO:
     """16 x 16 fine and 8 x 8 coarse tokens of a picture of 32 pixels, 2 Outlookers and 3 transformer blocks; ours."""
-    return build_model_with_cfg(
-        MiniVOLO,
-        "volo_mini_32",
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": (0, 1), "feature_cls": "getter"},
-        **kwargs,
-    )
+    return build(MiniVOLO, "volo_mini_32", pretrained, (0, 1), **kwargs)

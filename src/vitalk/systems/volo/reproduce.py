@@ -10,8 +10,8 @@ from timm.models.volo import Attention, OutlookAttention
 
 from vitalk.experiments import budget
 from vitalk.measurement import Measurement, Verdict
-from vitalk.vision.cost import count, latencies
-from vitalk.vision.experiments import Comparison, Pictures, compare
+from vitalk.vision.cost import growth
+from vitalk.vision.experiments import Comparison, cifar10, compare
 
 from .training import TokenLabelClassifier
 
@@ -35,15 +35,13 @@ def measure(minutes: float, data: Path) -> Measurement:
     minutes: the budget; all runs get the same number of steps, which follows from it. data: the data root.
     """
     with budget("VOLO", minutes) as time:
-        train = Pictures.cifar10(data, "train", int(min(50_000, max(1_000, 5_000 * minutes))), padding=4)
-        test = Pictures.cifar10(data, "test", int(min(10_000, max(500, 1_000 * minutes))))
-        growth = attention_growth(seconds=6 * minutes)
+        train, test = cifar10(data, minutes)
+        times = attention_growth(seconds=6 * minutes)
         found = compare({name: partial(_classifier, name) for name in FORMS}, train, test, time, SEEDS, BATCH)
-    epochs = found.steps * BATCH / len(train)
-    return judge(found, growth, f"CIFAR-10, {len(train)} pictures, {epochs:.1f} epochs each, {len(test)} for testing")
+    return judge(found, times, found.told(train, test))
 
 
-def judge(found: Comparison, growth: dict[str, float], data: str) -> Measurement:
+def judge(found: Comparison, times: dict[str, float], data: str) -> Measurement:
     """The measurement that the accuracies by first stage and seed and the growth of the times amount to.
 
     "direction only" takes a gain of the Outlookers over the all-transformer form that is more than two standard
@@ -56,44 +54,32 @@ def judge(found: Comparison, growth: dict[str, float], data: str) -> Measurement
     if mean["transformer"] > 2 * noise["transformer"]:
         needed = mean["uniform"] > 2 * noise["uniform"]
         ahead = all(mean[rival] >= -noise[rival] for rival in ("convolution", "local"))
-        full = mean["transformer"] >= PUBLISHED / 2 and growth["outlook"] < growth["global"]
+        full = mean["transformer"] >= PUBLISHED / 2 and times["outlook"] < times["global"]
         verdict = "reproduced" if needed and ahead and full else "direction only"
-    image = torch.randn(1, 3, 32, 32)
-    costs = {name: count(_classifier(name).model, image) for name in FORMS}
     return Measurement(
         claim="A fine first stage of Outlookers classifies better than transformer blocks on the coarse grid alone, "
         "and no worse than with convolutions or local self-attention; its attention costs time linear in the tokens",
         published=f"top-1 on ImageNet +{PUBLISHED} over the all-transformer form (LV-ViT-S 83.3 %, D1 84.2 %)",
         measured="outlook over "
         + ", ".join(f"{name} {mean[name]:+.1f} ± {noise[name]:.1f}" for name in gains)
-        + f" points; time for 4 times the tokens: outlook x{growth['outlook']:.1f}, global x{growth['global']:.1f}",
+        + f" points; time for 4 times the tokens: outlook x{times['outlook']:.1f}, global x{times['global']:.1f}",
         baseline=f"all-transformer {statistics.mean(found.top1['transformer']):.1f} % top-1",
         verdict=verdict,
         data=f"{data}, {len(found.top1['outlook'])} seeds",
         details={
-            "top1": {name: [round(v, 2) for v in values] for name, values in found.top1.items()},
-            "params": {name: cost.params for name, cost in costs.items()},
-            "macs": {name: cost.macs for name, cost in costs.items()},
-            **{f"growth_{name}": value for name, value in growth.items()},
+            **found.details(_classifier),
+            **{f"growth_{name}": value for name, value in times.items()},
         },
     )
 
 
-def attention_growth(seconds: float, sides: tuple[int, int] = (28, 56)) -> dict[str, float]:
-    """How many times longer D1's outlook attention and a global one of its width take for a grid of the second side.
+def attention_growth(seconds: float) -> dict[str, float]:
+    """How many times longer D1's outlook attention and a global one of its width take for 56 x 56 than 28 x 28 tokens.
 
     Linear time would give the ratio of the token counts (4), quadratic time its square (16).
     """
     layers = {"outlook": OutlookAttention(192, 6, stride=2).eval(), "global": Attention(192, 6).eval()}
-    grids = {side: torch.randn(1, side, side, 192) for side in sides}
-    runs = {
-        f"{kind} {side}": lambda layer=layer, x=x: layer(x)
-        for kind, layer in layers.items()
-        for side, x in grids.items()
-    }
-    with torch.inference_mode():
-        taken = latencies(runs, warmup=1, repeats=20, seconds=seconds)
-    return {kind: taken[f"{kind} {sides[1]}"] / taken[f"{kind} {sides[0]}"] for kind in layers}
+    return growth(layers, torch.randn(1, 28, 28, 192), torch.randn(1, 56, 56, 192), seconds)
 
 
 def _classifier(name: str, steps: int = 1) -> TokenLabelClassifier:
