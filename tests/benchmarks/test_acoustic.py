@@ -18,6 +18,7 @@ def test_every_plan_is_a_recipe_with_the_same_data_and_so_many_steps(slug, setti
         asked, arguments = config["data"]["init_args"], config["model"]["init_args"]
         assert config["trainer"]["max_steps"] == 200
         assert (asked["path"], asked["speakers"], asked["mel"]) == (str(setting.corpus), ["s0"], "vitalk")
+        assert arguments["mel"] == asked["mel"]
         assert asked.get("aligner") == (str(setting.aligner) if PLANS[slug].aligned else None)
         assert 1 <= arguments["warmup_steps"] <= 20
         for name, share in PLANS[slug].starts:

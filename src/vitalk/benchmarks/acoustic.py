@@ -88,6 +88,7 @@ def recipe(slug: str, stage: int, steps: int, setting: Setting) -> dict[str, Any
     if plan.aligned:
         data["init_args"]["aligner"] = str(setting.aligner)
     arguments = model["init_args"]
+    arguments["mel"] = "vitalk"
     arguments["warmup_steps"] = min(arguments["warmup_steps"], max(steps // 10, 1))
     arguments |= {name: round(share * steps) for name, share in plan.starts if name in arguments}
     if "start" in arguments:
