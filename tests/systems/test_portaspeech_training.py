@@ -104,6 +104,17 @@ def test_weights_of_losses_are_heeded(corpus, batch):
     torch.testing.assert_close(total, wanted)
 
 
+@torch.no_grad()
+def test_the_coarse_mel_begins_at_the_mean(corpus, batch):
+    module = training(corpus).eval()
+    inside = length_mask(batch["mel_lengths"], batch["mel"].shape[2])
+    frames = batch["mel"].transpose(1, 2)[inside]
+    away = float(module.losses(batch)["mel"])
+    module.fit_mean(batch)
+    near = float(module.losses(batch)["mel"])
+    assert near < 0.5 * away and near < 1.1 * float((frames - frames.mean(0)).abs().mean())
+
+
 def test_norms_begin_as_the_corpus_is_spread(corpus, batch):
     module = training(corpus, stage="post").train()
     before = float(module.eval().loss(batch)[0])

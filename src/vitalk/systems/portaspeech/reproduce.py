@@ -199,6 +199,8 @@ def make(arm: str, corpus: Speech, steps: int, stage: str = "generator") -> Port
         warmup_steps=max(steps // 10, 1), kl_start=steps // 16,
     )  # fmt: skip
     module.build(*corpus.spreads(100))
+    if stage == "generator":
+        module.fit_mean(next(iter(some(corpus, most=1))))
     return module
 
 

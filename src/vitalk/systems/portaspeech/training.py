@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vitalk.errors import UserError
+from vitalk.speech.acoustic.fft_block import length_mask
 from vitalk.speech.acoustic.noise import Noise
 from vitalk.speech.acoustic.training import AcousticTraining, load_module
 from vitalk.speech.acoustic.variance import Spread
@@ -27,7 +28,8 @@ class PortaSpeechTraining(AcousticTraining):
     gradient flows before step ``kl_start``, and the distance of word durations, "l1" or "mse" as ``durations`` says.
     "post" minimises the post-net's negative log-likelihood. All else is frozen, comes from ``start``, the
     model.safetensors of a run of the first stage, and makes coarse mels by way of the posterior, as in the paper.
-    Activation norms begin with the deviations of one batch of the corpus (Glow's way; the release begins with 1).
+    Activation norms begin with the deviations of one batch of the corpus (Glow's way; the release begins with 1), and
+    the coarse mel with its mean (ours): on the way there from zero the decoder's gates saturate, and learn no more.
     lr, schedule, warmup_steps, min_lr, options: see ``AcousticTraining``; ``min_lr`` of ``lr`` is the release's,
     constant after the warm-up. Each stage has its own optimiser so.
 
@@ -75,11 +77,19 @@ class PortaSpeechTraining(AcousticTraining):
     def configure_model(self) -> None:  # noqa: D102
         begins = self.net is None
         super().configure_model()
-        if begins and self.hparams.stage == "post":
-            self._begin(self.trainer.datamodule)
+        if begins:
+            # The same batch in every process, so that all of them begin with the same weights.
+            loader = self.trainer.datamodule.whole_dataloader("train")
+            rows = list(loader.batch_sampler)
+            batch = loader.collate_fn([loader.dataset[i] for i in rows[len(rows) // 2]])
+            if self.hparams.stage == "generator":
+                self.fit_mean(batch)
+            else:
+                self._go_on()
+                self.fit_norms(batch)
 
-    def _begin(self, data: Any) -> None:
-        """The weights of the first stage, and activation norms that fit the corpus."""
+    def _go_on(self) -> None:
+        """Take the weights of the first stage."""
         h = self.hparams
         if h.start is None:
             raise UserError("the post-net needs a trained generator; name its model.safetensors as model.start")
@@ -90,10 +100,12 @@ class PortaSpeechTraining(AcousticTraining):
             self.net.load_state_dict(first.net.state_dict())
         except RuntimeError:
             raise UserError(f"{h.start} has other sizes; give both stages the same variant and model_args") from None
-        # The same batch in every process, so that all of them begin with the same weights.
-        loader = data.whole_dataloader("train")
-        rows = list(loader.batch_sampler)
-        self.fit_norms(loader.collate_fn([loader.dataset[i] for i in rows[len(rows) // 2]]))
+
+    @torch.no_grad()
+    def fit_mean(self, batch: dict[str, Tensor]) -> None:
+        """Let the generator begin with the mean mel of a batch."""
+        inside = length_mask(batch["mel_lengths"], batch["mel"].shape[2])
+        self.net.generator.head.bias.copy_(batch["mel"].transpose(1, 2)[inside].mean(0))
 
     @torch.no_grad()
     def fit_norms(self, batch: dict[str, Tensor]) -> None:
