@@ -80,7 +80,7 @@ def prepared(model, images, bits=4):
     """(the network with activations calibrated and weights in float, its float original, the pairs)."""
     placed = place(model, bits, bits, SULQ)
     original = sos._in_float(placed)
-    pairs = sos._widened(placed, images[:1], bits, lambda name: True)
+    pairs = sos.widen(placed, images[:1])
     sos._switch_weights_off(placed)
     calibrate(placed, images, only=lambda name: not sos._of_weight(name))
     return placed, original, pairs
