@@ -1,9 +1,10 @@
 import pytest
 import yaml
 
-from vitalk.benchmarks.acoustic import PLANS, TIMED, Setting, affordable, compare, recipe
+from vitalk.benchmarks.acoustic import PLANS, TIMED, Setting, _heard, affordable, compare, recipe
 from vitalk.errors import UserError
 from vitalk.recipes import load_recipe
+from vitalk.speech.judge.robustness import Robustness
 
 
 @pytest.fixture
@@ -57,3 +58,11 @@ def test_as_many_steps_as_fit_after_the_start():
     assert affordable(short, long, 20.0) == TIMED[1]  # the least, even where time is short
     with pytest.raises(UserError, match="something else is running"):
         affordable(long, short, 540.0)
+
+
+def test_what_could_not_be_heard_is_told_why():
+    assert _heard({"heard": "no sound"}) == {"wer": None, "heard": "no sound"}
+    means = {"wer_pooled": {"mean": 0.1, "low": 0.05, "high": 0.2}}
+    assert _heard({**means, "heard": "no sound"}) == {"wer": 0.1, "wer_interval": "5.0 to 20.0", "heard": "no sound"}
+    row = _heard({**means, "hard": Robustness(3, 4, 5, 0.1)})
+    assert (row["repeated"], row["skipped"], row["hard_errors"]) == (3, 4, 0.1) and "heard" not in row

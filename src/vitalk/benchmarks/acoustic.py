@@ -17,6 +17,7 @@ from vitalk.files import write_whole
 from vitalk.measurement import machine
 from vitalk.recipes import load_recipe
 from vitalk.speech.corpus import Clip, open_corpus, split
+from vitalk.speech.judge.need import need
 from vitalk.speech.judge.recordings import spread
 from vitalk.speech.judge.report import Report
 from vitalk.speech.judge.robustness import hard_sentences, robustness
@@ -161,6 +162,8 @@ def compare(setting: Setting, slugs: list[str], sentences: int) -> dict[str, Any
     for name, path in (("aligner", setting.aligner), ("vocoder", setting.vocoder)):
         if not (path / "model.safetensors" if path.is_dir() else path).is_file():
             raise UserError(f"there is no {name} at {path}; train one: vitalk train {name} --preset cpu -o {path}")
+    for judge in ("faster_whisper", "jiwer", "resemblyzer"):  # told now, and not when all is trained
+        need(judge)
     clips = open_corpus(setting.corpus, [setting.speaker])
     learnt, held_out = split(clips, 0.02)
     held_out = spread(held_out, sentences)
@@ -168,7 +171,7 @@ def compare(setting: Setting, slugs: list[str], sentences: int) -> dict[str, Any
     report = _judged(slugs, held_out, spread(learnt, 20), setting)
     rows = [{"system": "recording"} | _heard(report["recording"])]
     for slug in slugs:
-        cost = _cost(slug, setting, "silent" in report[slug])
+        cost = _cost(slug, setting, "wer_pooled" not in report[slug])
         rows.append({"system": slug} | _heard(report[slug]) | cost | trained[slug])
         rows[-1].pop("minutes")
     note = NOTE.format(
@@ -205,7 +208,7 @@ def _judged(slugs: list[str], clips: list[Clip], learnt: list[Clip], setting: Se
                 found[slug] = _means(report)
                 found[slug]["hard"] = robustness(opened(setting.run(slug)), recogniser)
             except UserError as error:  # a model that has learnt too little to make a sound is a finding, too
-                found.setdefault(slug, {"silent": str(error)})
+                found.setdefault(slug, {})["heard"] = str(error)
         return found
 
 
@@ -214,13 +217,15 @@ def _means(report: Report) -> dict[str, Any]:
 
 
 def _heard(means: dict[str, Any]) -> dict[str, Any]:
-    if "silent" in means:
-        return {"wer": None, "heard": means["silent"]}
+    if "wer_pooled" not in means:
+        return {"wer": None, "heard": means["heard"]}
     wer = means["wer_pooled"]
     told = {"wer": wer["mean"], "wer_interval": f"{100 * wer['low']:.1f} to {100 * wer['high']:.1f}"}
     for key, name in (("similarity", "similarity"), ("dnsmos", "ovrl"), ("rtf", "rtf")):
         if name in means:  # no judge says anything of the voice of silence
             told[key] = means[name]["mean"]
+    if "heard" in means:  # why the hard sentences are missing
+        told["heard"] = means["heard"]
     if "hard" in means:
         hard = means["hard"]
         told |= {"repeated": hard.repeats, "skipped": hard.skips, "hard_errors": hard.error_rate}

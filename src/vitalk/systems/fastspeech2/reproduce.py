@@ -73,8 +73,8 @@ def measure(minutes: float, data: Path) -> Measurement:
 def step_times(corpus: Speech, tick: Callable[[], object] = lambda: None) -> dict[str, float]:
     """Median seconds of a training step on the same batches: "own" at the paper's size, and its rivals at theirs.
 
-    FastSpeech's pipeline is a teacher's training and then its student's. What comes between (the teacher says the
-    corpus once) and FastSpeech 2's aligner are left out, as they are small beside either.
+    FastSpeech's pipeline is a teacher's training and then its student's. Left out are what comes between (the
+    teacher says the corpus once) and FastSpeech 2's aligner.
     """
     kinds = {"own": (FastSpeech2Training, "paper")}
     for name, (slug, kind, variant) in RIVALS.items():  # peers that are measured; nothing here is built on them
