@@ -334,6 +334,16 @@ def test_the_search_covers_every_symbol_and_its_score_is_the_likelihood(seed, le
     assert taught.durations.sum() == length + more and taught.prior.shape == taught.content.shape == z.shape
 
 
+def test_known_durations_stand_in_for_the_search():
+    model, ids = tiny(), text(items=1)
+    known = torch.tensor([[2, 1, 5, 3, 4, 4, 1]])
+    z = torch.randn(1, 8, 20, generator=torch.Generator().manual_seed(0))
+    told = (z, torch.zeros_like(z), torch.tensor([20]), ids, torch.tensor([7]), model.voices[:1])
+    taught = model.teach(*told, draw=torch.zeros, durations=known)
+    assert torch.equal(taught.durations, known) and not torch.equal(model.teach(*told).durations, known)
+    torch.testing.assert_close(taught.prior, model.read(ids).mean.repeat_interleave(known[0], 2))
+
+
 def test_the_divergence_is_vits_one():
     model, ids = tiny(), text(items=1)
     torch.manual_seed(0)

@@ -22,6 +22,7 @@ from vitalk.speech.judge.robustness import Slips, count_slips, hard_sentences, r
         ("The code is 7 7 7.", "The code is 77.", Slips(0, 1)),
         ("A B C, then go.", "ABC, then go", Slips(0, 0)),
         ("Wait.", "", Slips(0, 1)),
+        ("At eight we left.", "at eight" + " eight" * 99 + " we left", Slips(4, 0)),
     ],
 )
 def test_counts_what_was_said_twice_and_what_was_left_out(text, heard, slips):

@@ -51,7 +51,8 @@ def count_slips(text: str, heard: str) -> Slips:
 
     Both are brought into one form: numbers as single digits, letters that stand alone joined, as recognisers write
     them either way; then words are aligned. Skipped: what was left out. Repeated: what was put in where the text
-    has the same word at most three words away. What was misheard is neither: it says more about sounds.
+    has the same word at most three words away, and no more of them than the text has words: recognisers run away, and
+    write one word a hundred times that nobody said. What was misheard is neither: it says more about sounds.
     Raises UserError where the text holds no word.
     """
     words, said = _words(text), _words(heard)
@@ -66,7 +67,7 @@ def count_slips(text: str, heard: str) -> Slips:
             reach = max(NEAR, len(more))  # a phrase may stand twice
             around = words[max(chunk.ref_start_idx - reach, 0) : chunk.ref_start_idx + reach]
             repeated += sum(word in around for word in more)
-    return Slips(repeated, skipped)
+    return Slips(min(repeated, len(words)), skipped)
 
 
 def robustness(voice: Synthesizer, recogniser: Recogniser, texts: Sequence[str] | None = None) -> Robustness:

@@ -23,7 +23,8 @@ class PairedSpeech(Speech):
     """A speech corpus whose batches bring waves along and, for each utterance, a reference: another one of its speaker.
 
     The reference changes from epoch to epoch, as ``seed`` says; those of the held-out part may be of either part, and
-    always are the same. Durations are not needed. Waves are decoded once and kept beside the features.
+    always are the same. Durations are not needed, but help short trainings (see ``UsatTraining``). Waves are decoded
+    once and kept beside the features.
 
     path, and options: see ``Speech``. reference_frames: a reference is cut to so many frames, at a random place.
     references: False leaves them out, as adaptation needs none.

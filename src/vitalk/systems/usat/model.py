@@ -222,18 +222,21 @@ class Usat(nn.Module):
         text_lengths: Tensor,
         voice: Tensor,
         draw: Draw | None = None,
+        durations: Tensor | None = None,
     ) -> Taught:
         """The flow, the search for the alignment, and the losses of latents and durations (the paper's L_kl, L_dur).
 
         z: drawn from q, whose log-deviation is logs, [batch, latent, frames]; lengths: frames, int64 [batch]. voice:
         vectors [batch, voice], best of other recordings of the speakers. draw: noise, torch's generator by default.
+        durations: int64 [batch, text] with the frames of the utterances, in place of the search (ours): it learns too
+        slowly for short trainings, in which one symbol takes all frames.
         Raises UserError for an utterance with more symbols than frames.
         """
         draw = draw or (lambda shape: torch.randn(shape, device=z.device))
         mask = length_mask(lengths, z.shape[2])
         content = self.flow(z, voice[:, :, None], mask)
         reading = self.read(ids, text_lengths)
-        with torch.no_grad():
+        if durations is None:
             durations = maximum_path(likelihood(content, reading), text_lengths, lengths)
         index, _ = frame_index(durations, z.shape[2])
         mean, spread = (_spread(x, index) for x in (reading.mean, reading.logs))
