@@ -59,7 +59,7 @@ PLANS = {
     "adaspeech": Plan(starts=(("predictor_start", 0.6),)),
     "portaspeech": Plan(("cpu", "post-cpu"), starts=(("kl_start", 0.06),)),
     "delightfultts": Plan(),
-    "usat": Plan(starts=(("ramp", 0.3),)),
+    "usat": Plan(starts=(("ramp", 1.0),)),
 }
 
 
