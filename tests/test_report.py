@@ -1,4 +1,4 @@
-"""The tables of the README follow from catalog and results, and the README is in step with them."""
+"""The tables of README and docs follow from catalog and results, and are in step with them."""
 
 import json
 
@@ -15,11 +15,12 @@ def results(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_readme_is_in_step():
-    text = (measurement.checkout() / "README.md").read_text()
-    assert report.fill(text) == text, "run `make tables`"
+def test_readme_and_docs_are_in_step():
+    texts = {path: path.read_text() for path in report.documents(measurement.checkout())}
+    for path, text in texts.items():
+        assert report.fill(text) == text, f"{path} is behind: run `make tables`"
     for name in report.TABLES:
-        assert f"<!-- vitalk:{name} -->" in text
+        assert sum(f"<!-- vitalk:{name} -->" in text for text in texts.values()) == 1
 
 
 def test_renewing_replaces_only_what_is_between_the_markers(results):
@@ -45,8 +46,29 @@ def test_a_reproduced_system_is_ticked_and_its_figures_shown(results):
     m = Measurement("a | b", "1 %", "2 %", "3 %", "reproduced", "d", {}, "vitalk reproduce evit", 120.0)
     m.save(results / "evit.json")
     assert "[evit](https://arxiv.org/abs/2202.07800) ✓" in report.systems_table()
-    row = report.reproduction_table().splitlines()[-1]
-    assert r"a \| b | 1 % | 2 % | 3 % | reproduced | `vitalk reproduce evit` (2 min) |" in row
+    row = report.verdict_table().splitlines()[-1]
+    assert row.endswith(r"| a \| b | reproduced | `vitalk reproduce evit` (2 min) |")
+    told = report.reproduction_sections()
+    assert told.startswith("## [evit](https://arxiv.org/abs/2202.07800): reproduced")
+    assert all(
+        f"| {name} | {said} |" in told for name, said in (("published", "1 %"), ("measured", "2 %"), ("data", "d"))
+    )
+    assert "machine" not in told  # as it is not known
+
+
+def test_nothing_measured_is_said(results):
+    assert report.verdict_table() == report.reproduction_sections() == report.NOTHING
+    assert report.accuracy_table("bench_quant", "do it") == "Not measured yet: `do it`."
+
+
+def test_accuracies_stand_by_method_and_bits(results):
+    cells = (("float", "W32A32", 91.2), ("omse", "W8A8", 91.0), ("repq-vit", "W8A8", 90.0), ("repq-vit", "W4A4", 86.53))
+    rows = [{"method": method, "bits": bits, "top1": top1} for method, bits, top1 in cells]
+    told = {"machine": "m", "command": "c", "rows": rows}
+    (results / "bench_quant.json").write_text(json.dumps(told))
+    lines = report.accuracy_table("bench_quant", "").splitlines()
+    assert lines[2:4] == ["| omse | 91.00 | – |", "| repq-vit | 90.00 | 86.53 |"]
+    assert lines[-1] == "In float 91.20. Measured by `c` on m."
 
 
 def test_the_bench_table_formats_ratios_fractions_and_gaps(results):
@@ -75,6 +97,9 @@ def test_a_record_without_rows_lists_its_figures(results):
 def test_main_renews_the_readme_of_the_checkout(tmp_path, monkeypatch):
     monkeypatch.setattr(measurement, "checkout", lambda: tmp_path)
     (tmp_path / "README.md").write_text("<!-- vitalk:systems -->\n<!-- /vitalk -->\n")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "more.md").write_text("<!-- vitalk:systems -->\n<!-- /vitalk -->\n")
     report.main()
-    assert "t2t-vit" in (tmp_path / "README.md").read_text()
-    assert [entry.name for entry in tmp_path.iterdir()] == ["README.md"]
+    for name in ("README.md", "docs/more.md"):
+        assert "t2t-vit" in (tmp_path / name).read_text()
+    assert sorted(entry.name for entry in tmp_path.rglob("*")) == ["README.md", "docs", "more.md"]

@@ -1,10 +1,11 @@
-"""The tables of the README, generated from the catalog and from ``results``: ``python -m vitalk.report``.
+"""Tables of README and docs, generated from the catalog and from ``results``: ``python -m vitalk.report``.
 
 A table stands between ``<!-- vitalk:NAME -->`` and ``<!-- /vitalk -->``; what is between them is replaced.
 """
 
 import re
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from vitalk import measurement
@@ -12,6 +13,7 @@ from vitalk.catalog import STATUSES, SYSTEMS, System, status
 from vitalk.errors import UserError
 from vitalk.files import write_whole
 
+NOTHING = "Nothing measured yet: `vitalk reproduce SLUG`."
 _BLOCK = re.compile(r"(<!-- vitalk:([\w-]+) -->\n).*?(<!-- /vitalk -->)", re.DOTALL)
 
 
@@ -42,16 +44,34 @@ def systems_table() -> str:
     return f"{summary}\n\n{_markdown(['family', 'works', 'planned'], rows)}"
 
 
-def reproduction_table() -> str:
-    """Every measured system: the paper's claim and figure, ours, the verdict, and how to repeat it."""
-    rows = []
-    for system in SYSTEMS:
-        if (m := measurement.find(system.slug)) is not None:
-            cells = [_link(system), m.claim, m.published, m.measured, m.baseline, m.verdict]
-            rows.append([*cells, f"`{m.command}` ({m.seconds / 60:.0f} min)"])
-    if not rows:
-        return "Nothing measured yet: `vitalk reproduce SLUG`."
-    return _markdown(["system", "claim", "published", "measured", "baseline", "verdict", "command"], rows)
+def verdict_table() -> str:
+    """Every measured system: the paper's claim, the verdict, and how to repeat it."""
+    rows = [[_link(s), m.claim, m.verdict, _repeated(m)] for s, m in _measured()]
+    return _markdown(["system", "claim", "verdict", "command"], rows) if rows else NOTHING
+
+
+def reproduction_sections() -> str:
+    """Every measured system: the paper's claim and figure, ours, the verdict, on what and how to repeat it."""
+    sections = []
+    for system, m in _measured():
+        rows = [
+            ["claim", m.claim], ["published", m.published], ["measured", m.measured], ["baseline", m.baseline],
+            ["data", m.data], ["command", _repeated(m)], ["machine", m.machine],
+        ]  # fmt: skip
+        sections.append(f"## {_link(system)}: {m.verdict}\n\n{_markdown(['', ''], [row for row in rows if row[1]])}")
+    return "\n\n".join(sections) or NOTHING
+
+
+def accuracy_table(name: str, command: str) -> str:
+    """Of ``results/<name>.json``: top-1 by method (a row each) and bits (a column each), percent; float as a note."""
+    if (record := measurement.find_record(name)) is None:
+        return f"Not measured yet: `{command}`."
+    found = {(row["method"], row["bits"]): row["top1"] for row in record["rows"]}
+    plain = found.pop(("float", "W32A32"))
+    methods, bits = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
+    rows = [[method, *(_cell("top1", found.get((method, b))) for b in bits)] for method in methods]
+    note = f"In float {_cell('top1', plain)}. Measured by `{record['command']}` on {record['machine']}."
+    return f"{_markdown(['top-1, %', *bits], rows)}\n\n{note}"
 
 
 def record_table(name: str, command: str) -> str:
@@ -80,21 +100,37 @@ def table(record: dict[str, Any]) -> str:
     return f"{_markdown(header, rows)}{note}\n\nMeasured by `{record['command']}`{where}."
 
 
+QUANT = "vitalk bench quant"
+QUANT_HYBRID = f"{QUANT} --model runs/q-hyvit-cpu/model.safetensors -o bench_quant_hybrid.json"
 TABLES = {
     "systems": systems_table,
-    "reproductions": reproduction_table,
+    "verdicts": verdict_table,
+    "reproductions": reproduction_sections,
     "bench": lambda: record_table("bench_vision", "vitalk bench vision"),
     "bench-backbones": lambda: record_table("bench_backbones", "vitalk bench backbones"),
     "bench-reduce": lambda: record_table("bench_reduce", "vitalk bench reduce"),
-    "bench-quant": lambda: record_table("bench_quant", "vitalk bench quant"),
-    "bench-quant-hybrid": lambda: record_table(
-        "bench_quant_hybrid", "vitalk bench quant --model runs/q-hyvit-cpu/model.safetensors -o bench_quant_hybrid.json"
-    ),
+    "quant": lambda: accuracy_table("bench_quant", QUANT),
+    "quant-hybrid": lambda: accuracy_table("bench_quant_hybrid", QUANT_HYBRID),
+    "bench-quant": lambda: record_table("bench_quant", QUANT),
+    "bench-quant-hybrid": lambda: record_table("bench_quant_hybrid", QUANT_HYBRID),
     "bench-acoustic": lambda: record_table("bench_acoustic", "vitalk bench acoustic"),
     "bench-serve": lambda: record_table("bench_serve", "vitalk bench serve"),
     "bench-speech": lambda: record_table("bench_speech", "vitalk bench speech"),
     "eye": lambda: record_table("eye", "vitalk train recipes/eye/eye.yaml --preset cpu"),
 }
+
+
+def documents(root: Path) -> list[Path]:
+    """The files of a checkout in which tables may stand: README.md, and docs/*.md."""
+    return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+
+
+def _measured() -> list[tuple[System, measurement.Measurement]]:
+    return [(system, m) for system in SYSTEMS if (m := measurement.find(system.slug)) is not None]
+
+
+def _repeated(m: measurement.Measurement) -> str:
+    return f"`{m.command}` ({m.seconds / 60:.0f} min)"
 
 
 def _link(system: System) -> str:
@@ -157,12 +193,12 @@ def _markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def main() -> None:
-    """Renew the tables of the checkout's README."""
+    """Renew the tables of the checkout's README and docs."""
     root = measurement.checkout()
     if root is None:
-        raise SystemExit("vitalk: the README is in the checkout; run `make tables` there")
-    readme = root / "README.md"
-    write_whole(readme, fill(readme.read_text(encoding="utf-8")))
+        raise SystemExit("vitalk: README and docs are in the checkout; run `make tables` there")
+    for path in documents(root):
+        write_whole(path, fill(path.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

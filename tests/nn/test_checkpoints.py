@@ -2,7 +2,7 @@
 
 import torch
 
-from vitalk.nn.checkpoints import joined, renamed
+from vitalk.nn.checkpoints import joined, renamed, unwrapped
 
 
 def test_patterns_are_replaced_one_after_the_other():
@@ -18,3 +18,12 @@ def test_parts_are_joined_in_order_whatever_theirs_in_the_file():
     found = joined({"head": torch.zeros(1), **state}, r"\.(attn)\.([qkv])\.", r".\1.qkv.", "qkv")
     assert set(found) == {"head", "0.attn.qkv.weight", "1.attn.qkv.weight"}
     assert found["1.attn.qkv.weight"][:, 0].tolist() == [11, 11, 12, 12, 10, 10]
+
+
+def test_weights_are_taken_out_of_training_checkpoints():
+    weights = {"head.weight": torch.zeros(1)}
+    averaged = {"module.head.weight": torch.ones(1)}
+    assert unwrapped(weights) == weights == unwrapped({"epoch": 3, "model": {"state_dict": weights}})
+    both = {"model": weights, "model_ema": averaged}
+    assert unwrapped(both) == {"head.weight": averaged["module.head.weight"]}
+    assert unwrapped(both, averaged=False) == weights

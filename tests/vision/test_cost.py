@@ -1,7 +1,5 @@
 """Costs: counted exactly, timed fairly."""
 
-import sys
-
 import pytest
 import timm
 import torch
@@ -9,7 +7,7 @@ from torch import nn
 
 from vitalk.errors import UserError
 from vitalk.nn.attention import SiteAttention
-from vitalk.vision.cost import count, file_size, growth, latencies, latency, model_latency, peak_memory
+from vitalk.vision.cost import count, file_size, growth, latencies, latency, model_latency
 
 
 def small(**kwargs):
@@ -98,19 +96,6 @@ def test_latency_by_batch_size():
     taken = model_latency(model, (3, 32, 32), batches=(1, 4), warmup=1, repeats=3)
     assert set(taken) == {1, 4} and all(0 < seconds < 10 for seconds in taken.values())
     assert model.training
-
-
-def test_peak_memory_is_the_commands_own():
-    ballast = bytearray(300_000_000)  # what the caller holds must not count
-    idle = peak_memory([sys.executable, "-S", "-c", "pass"])
-    busy = peak_memory([sys.executable, "-S", "-c", "bytearray(100_000_000)"])
-    assert 1e6 < idle < 1e8 and 0.9e8 < busy - idle < 1.2e8
-    assert len(ballast) == 300_000_000
-
-
-def test_peak_memory_of_a_command_that_fails():
-    with pytest.raises(UserError, match=r"failed: .*no luck"):
-        peak_memory([sys.executable, "-c", "raise SystemExit('no luck')"])
 
 
 def test_file_size(tmp_path):

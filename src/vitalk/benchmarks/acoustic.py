@@ -15,6 +15,7 @@ from rich.console import Console
 from vitalk.errors import UserError
 from vitalk.files import write_whole
 from vitalk.measurement import machine
+from vitalk.memory import peak_memory
 from vitalk.recipes import load_recipe
 from vitalk.speech.corpus import Clip, open_corpus, split
 from vitalk.speech.judge.need import need
@@ -22,7 +23,6 @@ from vitalk.speech.judge.recordings import spread
 from vitalk.speech.judge.report import Report
 from vitalk.speech.judge.robustness import hard_sentences, robustness
 from vitalk.speech.judge.voices import LEVEL, evaluate_voices
-from vitalk.vision.cost import peak_memory
 
 VITALK = [sys.executable, "-c", "from vitalk.cli import main; main()"]
 TIMED = (6, 60)  # steps of the two short runs whose difference tells what a step takes

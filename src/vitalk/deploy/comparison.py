@@ -17,7 +17,8 @@ from vitalk.deploy.onnx_export import export_onnx
 from vitalk.deploy.runtime import Eye
 from vitalk.errors import UserError
 from vitalk.measurement import machine
-from vitalk.vision.cost import count, file_size, latencies, peak_memory
+from vitalk.memory import peak_memory
+from vitalk.vision.cost import count, file_size, latencies
 
 
 def measure(

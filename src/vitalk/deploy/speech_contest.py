@@ -76,7 +76,7 @@ def measure(voices: dict[str, str | Path], texts: list[str], rounds: int) -> dic
     from rich.console import Console
     from rich.progress import Progress
 
-    from vitalk.vision.cost import peak_memory
+    from vitalk.memory import peak_memory
 
     seen: dict[str, list[dict[str, float]]] = {label: [] for label in voices}
     with Progress(console=Console(stderr=True)) as progress, tempfile.TemporaryDirectory() as folder:

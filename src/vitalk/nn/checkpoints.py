@@ -2,11 +2,24 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 Renames = Iterable[tuple[str, str | Callable[[re.Match[str]], str]]]
+LEARNT, AVERAGED = ("model", "state_dict", "model_state_dict"), ("state_dict_ema", "model_ema")  # as files call them
+
+
+def unwrapped(checkpoint: Mapping[str, Any], averaged: bool = True) -> dict[str, Any]:
+    """The weights in a training checkpoint, without the ``module.`` of data-parallel training; bare ones pass through.
+
+    averaged: prefer averaged weights where there are such.
+    """
+    wrappers = AVERAGED + LEARNT if averaged else LEARNT
+    while inner := next((checkpoint[key] for key in wrappers if isinstance(checkpoint.get(key), Mapping)), None):
+        checkpoint = inner
+    return {key.removeprefix("module."): value for key, value in checkpoint.items()}
 
 
 def renamed(name: str, table: Renames) -> str:

@@ -1,9 +1,7 @@
-"""What a model costs: parameters, multiply-accumulates a layer, time, memory and file size."""
+"""What a model costs: parameters, multiply-accumulates a layer, time and file size."""
 
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -17,14 +15,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 K = TypeVar("K", bound=Hashable)
-# A child inherits its parent's high-water mark on Linux, so a bare interpreter stands in between.
-WATCH = """
-import resource, subprocess, sys
-with open(sys.argv[1], "w") as report:
-    done = subprocess.run(sys.argv[2:])
-    report.write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
-sys.exit(done.returncode)
-"""
 
 
 @dataclass(frozen=True)
@@ -147,25 +137,6 @@ def model_latency(
             return {n: latency(lambda x=x: _finished(model(x)), **timing) for n, x in pictures.items()}
     finally:
         model.train(training)
-
-
-def peak_memory(command: Sequence[str]) -> int:
-    """Largest resident size of a command, bytes: the most physical memory that it held at any time.
-
-    Run it fresh, for instance ``[sys.executable, "-c", "..."]``: a process never gives its own peak back.
-    Raises UserError where the command fails.
-    """
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "peak"
-        watched = [sys.executable, "-I", "-S", "-c", WATCH, str(report), *map(str, command)]
-        done = subprocess.run(watched, capture_output=True, text=True)
-        if done.returncode:
-            said = done.stderr.strip().splitlines()
-            raise UserError(f"{' '.join(map(str, command))[:200]} failed: {said[-1] if said else done.returncode}")
-        peak = int(report.read_text())
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts kibibytes
 
 
 def file_size(path: str | os.PathLike[str]) -> int:

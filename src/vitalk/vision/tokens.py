@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vitalk.errors import UserError
 from vitalk.nn.attention import SiteAttention, split_heads
+from vitalk.nn.checkpoints import unwrapped
 
 from .wrapper import Wrapper
 
@@ -164,11 +165,10 @@ class Trunk(Wrapper):
         Takes the weights out of {"model": ...} or {"state_dict": ...}, drops "module." prefixes, and resizes patch
         and position embeddings to the model's grid; bicubically, without antialiasing, as DeiT and EViT do.
         """
-        state_dict = state_dict.get("model", state_dict)
-        state_dict = state_dict.get("state_dict", state_dict)
-        state_dict = {key.removeprefix("module.").removeprefix("vit."): value for key, value in state_dict.items()}
+        state = unwrapped(state_dict, averaged=False)
+        state = {key.removeprefix("vit."): value for key, value in state.items()}
         own = getattr(model.vit, "checkpoint_filter_fn", None)
-        return own(state_dict, model.vit) if own else timm_filter(state_dict, model.vit, True, antialias=False)
+        return own(state, model.vit) if own else timm_filter(state, model.vit, True, antialias=False)
 
 
 def require_plain(vit: nn.Module) -> None:

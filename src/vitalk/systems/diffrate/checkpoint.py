@@ -7,6 +7,7 @@ from timm.models.metaformer import MetaFormer
 from timm.models.metaformer import checkpoint_filter_fn as metaformer_filter
 from torch import Tensor, nn
 
+from vitalk.nn.checkpoints import unwrapped
 from vitalk.vision.tokens import Trunk
 
 PROXY = re.compile(r"(?:blocks\.(\d+)|stages\.(\d+)\.(\d+))\.(prune|merge)_ddp\.(\w+)$")
@@ -18,8 +19,7 @@ def convert(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
     The logits of the release's proxies (``blocks.1.prune_ddp.selected_probability``) go to ours where ``model`` has
     proxies, and are dropped where its schedule is fixed; their candidates are no weights here.
     """
-    state_dict = state_dict.get("model", state_dict)
-    state_dict = {key.removeprefix("module."): value for key, value in state_dict.get("state_dict", state_dict).items()}
+    state_dict = unwrapped(state_dict, averaged=False)
     own = {key: value for key, value in state_dict.items() if key.startswith("reducers.")}
     found = {key: match for key in state_dict if (match := PROXY.search(key))}
     if any(True for _ in getattr(model, "reducers", nn.Module()).parameters()):

@@ -1,15 +1,12 @@
 """Checkpoints of the released code (CatworldLee/Gaussian-Mixture-Mask-Attention), renamed to ours, host by host."""
 
-import re
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Renames = Iterable[tuple[str, str | Callable[[re.Match], str]]]
+from vitalk.nn.checkpoints import Renames, renamed, unwrapped
 
-WRAPPERS = ("state_dict", "model_state_dict", "model")
 PRENORM = (  # of the hosts whose layers are pairs of (attention, MLP), each behind a norm
     (r"\.0\.norm\.", ".norm1."),
     (r"\.1\.norm\.", ".norm2."),
@@ -54,7 +51,7 @@ def cait_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Te
         *PRENORM,
         *MASK,
     )
-    official = any(key.endswith("mix_heads_pre_attn") for key in _unwrapped(state_dict))
+    official = any(key.endswith("mix_heads_pre_attn") for key in unwrapped(state_dict, averaged=False))
     state = _patches_as_convolution(_renamed(state_dict, names), model)
     for key in list(state):
         if ".gamma_" in key:
@@ -88,7 +85,7 @@ def pit_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Ten
 
 def swin_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """An official checkpoint of the Swin host as a state dict of ``model``; ours pass through."""
-    official = "absolute_pos_embed" in _unwrapped(state_dict)
+    official = "absolute_pos_embed" in unwrapped(state_dict, averaged=False)
     names = MASK
     if official:  # merged at the end of a stage there, at the beginning of the next here
         names = (
@@ -117,19 +114,13 @@ def t2t_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Ten
     return {key: value for key, value in state.items() if key not in unused}
 
 
-def _unwrapped(state_dict: dict[str, Any]) -> dict[str, Tensor]:
-    state = next((state_dict[key] for key in WRAPPERS if isinstance(state_dict.get(key), dict)), state_dict)
-    return {key.removeprefix("module."): value for key, value in state.items()}
-
-
 def _renamed(state_dict: dict[str, Any], names: Renames) -> dict[str, Tensor]:
     """All entries under new names, mixtures without their two empty axes, and without the fixed distance tables."""
-    out, names = {}, [(re.compile(old), new) for old, new in names]
-    for key, value in _unwrapped(state_dict).items():
+    out = {}
+    for key, value in unwrapped(state_dict, averaged=False).items():
         if key.rpartition(".")[2] == "mask" and value.ndim == 4:
             continue
-        for pattern, new in names:
-            key = pattern.sub(new, key)
+        key = renamed(key, names)
         out[key] = value.flatten(1) if key.endswith((".mask.sigma", ".mask.alpha")) else value
     return out
 

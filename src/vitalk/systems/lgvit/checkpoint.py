@@ -7,7 +7,7 @@ from timm.models import swin_transformer, vision_transformer
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
-from vitalk.nn.checkpoints import joined, renamed
+from vitalk.nn.checkpoints import joined, renamed, unwrapped
 
 # In order; the first that matches a part of the name replaces it.
 NAMES = (
@@ -46,9 +46,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     The release's poolers, which nothing reads, and Swin's index tables go. Positions and patches are resized to the
     model's grid, bicubically. Checkpoints without exits give a dict without them.
     """
-    state = state_dict.get("model", state_dict)
-    state = state.get("state_dict", state)
-    state = {key.removeprefix("module.").removeprefix("trunk.vit."): value for key, value in state.items()}
+    state = unwrapped(state_dict, averaged=False)
+    state = {key.removeprefix("trunk.vit."): value for key, value in state.items()}
     if any(re.match(r"(?:\w+\.)?encoder\.layers?\.\d", key) for key in state):
         state = _from_hugging_face(state, isinstance(model.vit, SwinTransformer))
     exits = {key: value for key, value in state.items() if key.startswith("exits.")}

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from vitalk.errors import UserError
+from vitalk.nn import checkpoints
 from vitalk.vision.checkpoints import load_matching
 
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 SIZES = {20: "nextvit_small", 30: "nextvit_base", 40: "nextvit_large"}  # by blocks
 RENAMES = ((".mlp.conv1.", ".mlp.fc1."), (".mlp.conv2.", ".mlp.fc2."), ("proj_head.0.", "head.fc."))
 
@@ -42,11 +42,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
 
 def unwrapped(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     """The weights of the network in a training checkpoint, or in one of a detector or segmenter built on it."""
-    for key in WRAPPERS:
-        if isinstance(state_dict.get(key), Mapping):
-            state_dict = state_dict[key]
-            break
-    state = {key.removeprefix("module."): value for key, value in state_dict.items()}
+    state = checkpoints.unwrapped(state_dict)
     inner = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
     return inner or state
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from vitalk.catalog import find
 from vitalk.experiments import Budget, budget, short_run
 from vitalk.measurement import Measurement, Verdict
+from vitalk.memory import peak_memory
 from vitalk.speech.experiments import BATCH_FRAMES, align, keep_durations, some
 from vitalk.speech.features import Speech
-from vitalk.vision.cost import peak_memory
 
 from .model import LOG_2PI
 from .training import PortaSpeechTraining

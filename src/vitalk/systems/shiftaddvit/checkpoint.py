@@ -9,6 +9,8 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer import checkpoint_filter_fn as timm_filter
 from torch import Tensor, nn
 
+from vitalk.nn.checkpoints import renamed, unwrapped
+
 from .experts import MoELinear
 from .hashing import KernelHash
 from .shift import _Shift
@@ -34,11 +36,9 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
     dense checkpoint cannot know (routers, convolutions over values, hashing) keeps the model's own values, and the
     spatial reduction that the model gave up is dropped.
     """
-    state = dict(state_dict.get("model", state_dict))
-    state = dict(state.get("state_dict", state))
-    state = {key.removeprefix("module."): value for key, value in state.items()}
+    state = unwrapped(state_dict, averaged=False)
     if "patch_embed1.proj.weight" in state:
-        state = {renamed(key): value for key, value in state.items() if not key.endswith("projection_matrix")}
+        state = {renamed(key, NAMES): value for key, value in state.items() if not key.endswith("projection_matrix")}
     elif isinstance(model, VisionTransformer):
         state = timm_filter(state, model, True, antialias=False)
     own = model.state_dict()
@@ -58,13 +58,6 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
     state |= {key: value for key, value in own.items() if key not in state and new.search(key)}
     gone = re.compile(r"\.attn\.(sr|norm|q|kv|qkv|to_qk|to_v)\.")
     return {key: value for key, value in state.items() if key in own or not gone.search(key)}
-
-
-def renamed(key: str) -> str:
-    """An official name in timm's words."""
-    for pattern, ours in NAMES:
-        key = re.sub(pattern, ours, key)
-    return key
 
 
 def _projections(state: dict[str, Tensor], name: str, own: Mapping[str, Tensor]) -> None:

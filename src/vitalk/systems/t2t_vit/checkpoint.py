@@ -1,31 +1,27 @@
 """The official repository's checkpoints (yitu-opensource/T2T-ViT), renamed to ours."""
 
-import re
 from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
+from vitalk.nn.checkpoints import renamed, unwrapped
+
 if TYPE_CHECKING:
     from .model import T2TViT
 
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-
 # Of the token layers first, whose names are a part of the backbone's, then of the squeeze-excite blocks.
-RENAMES = tuple(
-    (re.compile(old), new)
-    for old, new in (
-        (r"^tokens_to_token\.attention(\d+)\.", lambda found: f"patch_embed.stages.{int(found[1]) - 1}.layer."),
-        (r"^tokens_to_token\.soft_split(\d+)\.", r"patch_embed.stages.\1."),
-        (r"^(patch_embed\.stages\.\d+\.layer)\.attn\.", r"\1."),
-        (r"^(patch_embed\.stages\.\d+\.layer)\.kqv\.", r"\1.qkv."),
-        (r"^(patch_embed\.stages\.\d+\.layer)\.w$", r"\1.features.projection"),
-        (r"^(patch_embed\.stages\.\d+\.layer\.mlp)\.0\.", r"\1.fc1."),
-        (r"^(patch_embed\.stages\.\d+\.layer\.mlp)\.2\.", r"\1.fc2."),
-        (r"\.attn\.se_layer\.fc\.0\.", ".ls1.reduce."),
-        (r"\.attn\.se_layer\.fc\.2\.", ".ls1.expand."),
-    )
+RENAMES = (
+    (r"^tokens_to_token\.attention(\d+)\.", lambda found: f"patch_embed.stages.{int(found[1]) - 1}.layer."),
+    (r"^tokens_to_token\.soft_split(\d+)\.", r"patch_embed.stages.\1."),
+    (r"^(patch_embed\.stages\.\d+\.layer)\.attn\.", r"\1."),
+    (r"^(patch_embed\.stages\.\d+\.layer)\.kqv\.", r"\1.qkv."),
+    (r"^(patch_embed\.stages\.\d+\.layer)\.w$", r"\1.features.projection"),
+    (r"^(patch_embed\.stages\.\d+\.layer\.mlp)\.0\.", r"\1.fc1."),
+    (r"^(patch_embed\.stages\.\d+\.layer\.mlp)\.2\.", r"\1.fc2."),
+    (r"\.attn\.se_layer\.fc\.0\.", ".ls1.reduce."),
+    (r"\.attn\.se_layer\.fc\.2\.", ".ls1.expand."),
 )
 
 
@@ -38,11 +34,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: "T2TViT") -> dict[st
     The attention scale is not part of a checkpoint: the released files need ``qk_scale=embed_dim**-0.5`` on the
     model, which the constructors set themselves for ``pretrained=True``.
     """
-    for key in WRAPPERS:
-        if isinstance(state_dict.get(key), dict):
-            state_dict = state_dict[key]
-            break
-    state = convert({key.removeprefix("module."): value for key, value in state_dict.items()})
+    state = convert(unwrapped(state_dict))
     prefix = 0 if model.no_embed_class else model.num_prefix_tokens
     table = state.get("pos_embed", model.pos_embed)
     if table.shape[1] != model.pos_embed.shape[1]:
@@ -58,9 +50,7 @@ def convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
     out = {}
     last = "patch_embed.stages.2."
     for name, value in state.items():
-        new = name
-        for pattern, replacement in RENAMES:
-            new = pattern.sub(replacement, new)
+        new = renamed(name, RENAMES)
         if name.startswith("tokens_to_token.project."):
             convolution = state["tokens_to_token.project.weight"].ndim == 4
             new = last + ("" if convolution else "layer.") + name.rpartition(".")[2]

@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-WRAPPERS = ("model", "state_dict")
+from vitalk.nn.checkpoints import unwrapped
+
 QKV = re.compile(r"^(.*\.)?qkv_conv\.(weight|bias)$")
 
 
@@ -15,11 +16,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     model: an ``MSAConvLayer``, an ``MSAConv`` (the release's first commit, which had no tail), or a network that
     holds such layers under the official names. Takes whole training checkpoints with or without ``module.``.
     """
-    for key in WRAPPERS:
-        if isinstance(state_dict.get(key), dict):
-            state_dict = state_dict[key]
-            break
-    state = {key.removeprefix("module."): value for key, value in state_dict.items()}
+    state = unwrapped(state_dict, averaged=False)
     own, out = model.state_dict(), dict(state)
     for name, value in state.items():
         if (found := QKV.match(name)) is None:

@@ -8,10 +8,11 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
+from vitalk.nn.checkpoints import unwrapped
+
 if TYPE_CHECKING:
     from .model import VisionRetention
 
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 RELEASE = ((".retention.qkv.", ".attn.qkv."), (".retention.out_proj.", ".attn.proj."))
 REIMPLEMENTATION = (
     (".ln1.", ".norm1."),
@@ -38,12 +39,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: "VisionRetention") -
     no grid, are cut. An entry for the class token (the release's ``no_embed_class=False``) goes into that token, and
     a class token that the release stores but never reads (``avg``, ``final``) is left out.
     """
-    for key in WRAPPERS:
-        if isinstance(state_dict.get(key), dict):
-            state_dict = state_dict[key]
-            break
-    state = {key.removeprefix("module."): value for key, value in state_dict.items()}
-    state = {key: value for key, value in state.items() if not BUFFERS.search(key)}
+    state = {key: value for key, value in unwrapped(state_dict).items() if not BUFFERS.search(key)}
     if "patch_embed.weight" in state:
         state = _from_reimplementation(state, model.pos_embed.shape[1])
     for old, new in RELEASE:

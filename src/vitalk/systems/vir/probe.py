@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import Tensor
 
-from vitalk.vision.cost import peak_memory
+from vitalk.memory import peak_memory
 
 from .model import VisionRetention
 

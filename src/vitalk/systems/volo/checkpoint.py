@@ -7,8 +7,7 @@ from timm.models.volo import VOLO
 from torch import Tensor, nn
 
 from vitalk.errors import UserError
-
-WRAPPERS = ("state_dict_ema", "state_dict", "model")
+from vitalk.nn.checkpoints import unwrapped
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: VOLO) -> dict[str, Tensor]:
@@ -19,11 +18,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: VOLO) -> dict[str, T
     fine-tuning, whether it is stored as a grid or, as in the oldest files, as a row of tokens; and the parts that
     ``model`` was built without (token head, class attention) are dropped.
     """
-    for key in WRAPPERS:
-        if isinstance(state_dict.get(key), dict):
-            state_dict = state_dict[key]
-            break
-    state = {key.removeprefix("module."): value for key, value in state_dict.items()}
+    state = unwrapped(state_dict)
     if model.pos_embed is not None and "pos_embed" in state:
         state["pos_embed"] = resized(_as_grid(state["pos_embed"]), tuple(model.pos_embed.shape[1:3]))
     absent = ["aux_head."] if model.aux_head is None else []
