@@ -67,7 +67,7 @@ def accuracy_table(name: str, command: str) -> str:
     if (record := measurement.find_record(name)) is None:
         return f"Not measured yet: `{command}`."
     found = {(row["method"], row["bits"]): row["top1"] for row in record["rows"]}
-    plain = found.pop(("float", "W32A32"))
+    plain = found.pop(("float", "W32A32"), None)
     methods, bits = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
     rows = [[method, *(_cell("top1", found.get((method, b))) for b in bits)] for method in methods]
     note = f"In float {_cell('top1', plain)}. Measured by `{record['command']}` on {record['machine']}."

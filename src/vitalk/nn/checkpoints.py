@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 Renames = Iterable[tuple[str, str | Callable[[re.Match[str]], str]]]
-LEARNT, AVERAGED = ("model", "state_dict", "model_state_dict"), ("state_dict_ema", "model_ema")  # as files call them
+LEARNT, AVERAGED = ("state_dict", "model_state_dict", "model"), ("state_dict_ema", "model_ema")  # as files call them
 
 
 def unwrapped(checkpoint: Mapping[str, Any], averaged: bool = True) -> dict[str, Any]:

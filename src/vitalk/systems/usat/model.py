@@ -228,8 +228,8 @@ class Usat(nn.Module):
 
         z: drawn from q, whose log-deviation is logs, [batch, latent, frames]; lengths: frames, int64 [batch]. voice:
         vectors [batch, voice], best of other recordings of the speakers. draw: noise, torch's generator by default.
-        durations: int64 [batch, text] with the frames of the utterances, in place of the search (ours): it learns too
-        slowly for short trainings, in which one symbol takes all frames.
+        durations: int64 [batch, text] with the frames of the utterances, in place of the search (ours), for trainings
+        too short for it.
         Raises UserError for an utterance with more symbols than frames.
         """
         draw = draw or (lambda shape: torch.randn(shape, device=z.device))

@@ -44,10 +44,10 @@ class UsatTraining(AcousticTraining):
     lr, warmup_steps, betas, clip, options: see ``AcousticTraining``; schedule "decay" multiplies the rate by
     ``decay`` after each epoch (by epoch, not by step, is (unconfirmed)), "cosine" is for short runs.
 
-    Where the data has an aligner's durations they stand in for the search within ``Usat.teach`` (ours), which needs
-    many thousand steps to come to anything. Everything moves at once: generators and discriminators see the batch with
-    the weights from before the step, where VITS moves the discriminators first. References are heard as means of q,
-    through which no gradient goes (ours).
+    Where the data has an aligner's durations they stand in for the search within ``Usat.teach`` (ours), which in
+    a thousand small steps gives one symbol nearly all frames. Everything moves at once: generators and discriminators
+    see the batch with the weights from before the step, where VITS moves the discriminators first. References are heard
+    as means of q, through which no gradient goes (ours).
     Raises UserError for data without references and for a loss that is not finite.
     """
 
@@ -125,8 +125,9 @@ class UsatTraining(AcousticTraining):
         mean, logs = self.net.encode(linear(batch["wave"], self.net.spec), mask)
         z = (mean + torch.randn_like(mean) * logs.exp()).masked_fill(~mask[:, None], 0.0)
         voice, slices = self.vectors(batch, mean)
-        told = {"durations": batch.get("durations")}
-        out = self.net.teach(z, logs, lengths, batch["ids"], batch["text_lengths"], voice, **told)
+        out = self.net.teach(
+            z, logs, lengths, batch["ids"], batch["text_lengths"], voice, durations=batch.get("durations")
+        )
         found = self.sound(z, batch) | out.losses
         found["words"], found["phonemes"] = self.rivals["words"].losses(*slices)
         content = scale_gradient(out.content, -self.heed) if self.training else out.content
